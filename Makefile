@@ -1,0 +1,43 @@
+# Every target sets itself up in .venv on a fresh machine.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    ?= out
+TRACE  ?=
+
+.PHONY: help setup demo test lint types layers unit bench clean
+
+help:            ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
+
+setup: $(VENV)/.ready    ## prepare .venv (Python >= 3.11)
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("headway needs Python 3.11 or newer, found " + sys.version.split()[0] + ": set PYTHON=python3.x") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+demo: setup      ## SBS and FairBatching against every baseline: tables, out/report.html, out/demo.png (TRACE=FILE for your own trace)
+	$(BIN)/headway demo --out $(OUT) $(if $(TRACE),--trace $(TRACE))
+
+test: lint types layers unit    ## all that CI runs: lint, types, layers, tests
+
+lint: setup      ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup     ## mypy --strict
+	$(BIN)/mypy
+
+layers: setup    ## import-linter: the core is pure, layers point downwards
+	$(BIN)/lint-imports
+
+unit: setup      ## the tests
+	$(BIN)/pytest -n auto
+
+bench: setup     ## speed: simulated steps/s, decision and plan times
+	$(BIN)/python -m benchmarks
+
+clean:           ## remove what the targets made
+	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

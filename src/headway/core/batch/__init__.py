@@ -1,0 +1,1 @@
+"""Batch policies: what runs in the next step of one rank."""

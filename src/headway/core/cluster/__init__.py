@@ -1,0 +1,1 @@
+"""Cluster policies: which instance and rank, and when."""

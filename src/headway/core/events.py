@@ -1,0 +1,190 @@
+"""What a host tells a cluster policy. Each is handed over with `now`, in order of time.
+
+Unknown is `None`, never 0. Per-rank values are tuples of shape (ranks,), starting at `first_rank`: an instance
+in lockstep reports all its ranks at once (`first_rank=0`), independent ranks report one by one.
+
+Reports (`PassEnded`, `Snapshot`) carry three numbers that make late and lost ones harmless:
+`epoch` (grows when the instance restarts), `sequence` (grows with each report of an epoch) and
+`acknowledged` (the last `Dispatch.number` of this instance that the report accounts for).
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from headway.core.errors import ConfigError
+from headway.core.request import Request
+
+__all__ = [
+    "Arrived",
+    "Cancelled",
+    "Event",
+    "Failed",
+    "Finished",
+    "InstanceDown",
+    "InstanceDraining",
+    "InstanceUp",
+    "PassEnded",
+    "PassStarted",
+    "PrefillDone",
+    "Role",
+    "Snapshot",
+    "TimerFired",
+]
+
+
+class Role(StrEnum):
+    """What an instance does."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    AGGREGATED = "aggregated"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A request wants a place in the pool."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The client is gone; the host withdraws the request wherever it is."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassStarted:
+    """A forward pass began (optional: not every engine says so)."""
+
+    instance: str
+    epoch: int
+    sequence: int
+    first_rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PassEnded:
+    """A forward pass ended; the state of each rank right after it.
+
+    `ran_tokens`: new prompt tokens computed in the pass. `queued_tokens`: prompt tokens received and still to
+    compute, waiting or partial. `kv_blocks`: in use. `running`: requests that hold a decode seat.
+    `waiting`: requests received that do not run yet. `pab_tokens`: prefill admission budget (FairBatching).
+    """
+
+    instance: str
+    epoch: int
+    sequence: int
+    acknowledged: int
+    duration_s: float
+    ran_tokens: tuple[int, ...]
+    queued_tokens: tuple[int, ...] | None = None
+    kv_blocks: tuple[int, ...] | None = None
+    running: tuple[int, ...] | None = None
+    waiting: tuple[int, ...] | None = None
+    pab_tokens: tuple[int, ...] | None = None
+    first_rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The full state of an instance, in answer to `Poll` or after it came back. Fields as in `PassEnded`.
+
+    `busy` says whether a pass is under way.
+    """
+
+    instance: str
+    epoch: int
+    sequence: int
+    acknowledged: int
+    busy: bool
+    queued_tokens: tuple[int, ...] | None = None
+    kv_blocks: tuple[int, ...] | None = None
+    running: tuple[int, ...] | None = None
+    waiting: tuple[int, ...] | None = None
+    pab_tokens: tuple[int, ...] | None = None
+    first_rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillDone:
+    """The prompt is computed and the first token exists."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last token exists. `output_tokens` is known only now."""
+
+    request_id: str
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The engine lost the request. `retry`: no byte has reached the client, so it may be placed again."""
+
+    request_id: str
+    reason: str
+    retry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceUp:
+    """An instance can take work: new, restarted (a higher epoch) or back after it was suspected.
+
+    `chunk_tokens`: most prompt tokens a rank takes in one pass. `kv_blocks`, `max_running`: per rank.
+    Raises ConfigError when it has no rank or no room for a token.
+    """
+
+    instance: str
+    role: Role
+    ranks: int
+    chunk_tokens: int
+    kv_blocks: int | None = None
+    block_tokens: int = 16
+    max_running: int | None = None
+    lockstep: bool = True
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("ranks", "chunk_tokens", "block_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"instance {self.instance}: {name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceDraining:
+    """The instance takes no new work and finishes what it has."""
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceDown:
+    """The instance is gone. The host sends `Failed` for each request that was there, after this."""
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The time a policy asked for by `wake_at()` has come (or is past: hosts may be late)."""
+
+
+Event = (
+    Arrived
+    | Cancelled
+    | PassStarted
+    | PassEnded
+    | Snapshot
+    | PrefillDone
+    | Finished
+    | Failed
+    | InstanceUp
+    | InstanceDraining
+    | InstanceDown
+    | TimerFired
+)
