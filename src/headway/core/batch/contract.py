@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 
 from headway.core.registry import Registry, Rng
 from headway.core.request import Request
-from headway.core.settings import Settings
+from headway.core.settings import Settings as AnySettings
 
 __all__ = ["BatchPolicy", "BatchView", "EngineRequest", "Plan", "StepReport", "batch_policies"]
 
@@ -125,13 +125,13 @@ class StepReport:
 class BatchPolicy(ABC):
     """One object per rank. Construct with settings and a seeded source of random numbers."""
 
-    Settings: ClassVar[type[Settings]] = Settings
+    Settings: ClassVar[type[AnySettings]] = AnySettings
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     #: True when, with no prompt waiting or partial, the plan is always "every decode": hosts then need not ask.
     decodes_always_run: ClassVar[bool] = False
 
-    def __init__(self, settings: Settings, rng: Rng) -> None:
+    def __init__(self, settings: AnySettings, rng: Rng) -> None:
         self.settings = settings
         self.rng = rng
 

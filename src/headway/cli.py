@@ -1,0 +1,684 @@
+"""The command line: `headway compare | capacity | policies | presets | calibrate | demo`.
+
+Everything here is a few lines of Python too (`headway.compare`, `headway.capacity`); this file reads options,
+shows progress and prints what came back. Errors of the user's are one red line on stderr and exit status 2.
+"""
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+import headway
+from headway.core.errors import ConfigError, HeadwayError, unknown_name
+
+app = typer.Typer(
+    name="headway",
+    help=(
+        "Schedule LLM serving: staggered batches, FairBatching and triage, against every baseline.\n\n"
+        "Start with [bold]headway demo[/], then [bold]headway compare --help[/]."
+    ),
+    epilog="Policies: headway policies · Clusters: headway presets · Results go to JSON, HTML and Perfetto.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+)
+
+_INPUT, _POLICY, _LOAD, _TARGET, _RUN, _OUT = (
+    "What is served",
+    "Who decides",
+    "How hard",
+    "Targets",
+    "How it is run",
+    "What is written",
+)
+
+
+def _option(text: str, panel: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
+
+
+Trace = Annotated[
+    Path | None,
+    _option("A recorded trace: Azure, Mooncake, BurstGPT or ServeGen, plain or .gz.", _INPUT, metavar="FILE"),
+]
+WorkloadName = Annotated[
+    str | None,
+    _option(
+        "A fitted workload, when there is no trace [dim](default: azure-code)[/].", _INPUT, metavar="NAME"
+    ),
+]
+Cluster = Annotated[
+    str, _option("A preset (see headway presets) or a .toml file.", _INPUT, metavar="PRESET|FILE")
+]
+Policies = Annotated[
+    str | None,
+    _option(
+        "Cluster policies, each prefill or prefill+decode; settings as name:setting=value. "
+        "[dim](default: ours and two baselines)[/]",
+        _POLICY,
+        metavar="A,B,…",
+    ),
+]
+Batch = Annotated[
+    str, _option("Batch policies of the engines, each run with every policy.", _POLICY, metavar="A,B,…")
+]
+Arrivals = Annotated[
+    str | None,
+    _option(
+        "recorded, poisson or gamma:CV [dim](default: recorded for a trace, poisson else)[/].",
+        _LOAD,
+        metavar="HOW",
+    ),
+]
+Requests = Annotated[
+    int | None, _option("Requests per simulation [dim](default: the whole trace)[/].", _LOAD, metavar="N")
+]
+Seed = Annotated[int, _option("First seed; equal seeds see equal requests.", _RUN, metavar="S")]
+Seeds = Annotated[
+    int, _option("How many seeds; with two or more, 95% intervals are shown.", _RUN, metavar="N")
+]
+SloTtft = Annotated[
+    float | None,
+    _option("Time to first token, in seconds [dim](default: the cluster's)[/].", _TARGET, metavar="S"),
+]
+SloTpot = Annotated[
+    float | None,
+    _option(
+        "Mean time per token after the first, in seconds [dim](default: the cluster's)[/].",
+        _TARGET,
+        metavar="S",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    _option(
+        "Processes [dim](default: one per core)[/].",
+        _RUN,
+        metavar="N",
+    ),
+]
+JsonFile = Annotated[Path | None, _option("All figures as JSON.", _OUT, "--json", metavar="FILE")]
+HtmlFile = Annotated[Path | None, _option("A self-contained report.", _OUT, "--html", metavar="FILE")]
+TimelineFile = Annotated[
+    Path | None,
+    _option("The passes of every rank, for ui.perfetto.dev.", _OUT, "--timeline", metavar="FILE"),
+]
+Attainment = Annotated[float, _option("Share of requests that must be in time.", _TARGET, metavar="SHARE")]
+Metric = Annotated[
+    str,
+    _option(
+        "slo: TTFT and mean TPOT. envelope: FairBatching's deadline of each token.", _TARGET, metavar="NAME"
+    ),
+]
+
+
+def friendly(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors made on purpose into one line, and Ctrl-C into exit status 130."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except HeadwayError as error:
+            _errors().print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+        except KeyboardInterrupt:
+            _errors().print("interrupted")
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+@app.command()
+@friendly
+def compare(
+    trace: Trace = None,
+    workload: WorkloadName = None,
+    cluster: Cluster = "dsv3-h200-pd",
+    policies: Policies = None,
+    batch: Batch = "vllm-v1",
+    load: Annotated[
+        str | None,
+        _option(
+            "Fractions of nominal capacity [dim](default: 0.2,0.4,0.6,0.8,1)[/].", _LOAD, metavar="X,Y,…"
+        ),
+    ] = None,
+    rps: Annotated[
+        str | None, _option("Requests per second, instead of load.", _LOAD, metavar="X,Y,…")
+    ] = None,
+    arrivals: Arrivals = None,
+    requests: Requests = None,
+    slo_ttft: SloTtft = None,
+    slo_tpot: SloTpot = None,
+    seed: Seed = 0,
+    seeds: Seeds = 1,
+    workers: Workers = None,
+    json: JsonFile = None,
+    html: HtmlFile = None,
+    timeline: TimelineFile = None,
+) -> None:
+    """Simulate policies side by side, and show what each does to latency.
+
+    Load 1 is [italic]nominal capacity[/]: the rate at which the tighter pool would run full with all its
+    ranks equal.
+
+    [bold]Examples[/]
+
+    The shipped policies on DeepSeek-V3, prefill and decode apart:
+    [cyan]headway compare --requests 3000[/]
+
+    Your trace, your loads, a report to open in a browser: [cyan]headway compare --trace azure2023_code.csv.gz
+    --arrivals poisson --load 0.5,0.8 --html report.html[/]
+
+    Batch policies of one dense engine, settings after a colon, three seeds:
+    [cyan]headway compare --cluster llama8b-h100 --batch fair,triage,stall-free:token_budget=2048 --seeds 3[/]
+
+    A policy of your own against a baseline:
+    [cyan]headway compare --policies my_module:Patient:hold_s=0.1,least-tokens[/]
+    """
+    from headway.report.html import write as write_html
+    from headway.report.timeline import write_perfetto
+
+    _check_writable(json, html, timeline)
+    with _Bar("simulations") as bar:
+        result = headway.compare(
+            trace=trace,
+            workload=workload,
+            cluster=cluster,
+            policies=_names(policies),
+            batch=_names(batch) or (),
+            load=_numbers("--load", load),
+            rps=_numbers("--rps", rps),
+            arrivals=arrivals,
+            requests=requests,
+            seed=seed,
+            seeds=seeds,
+            slo_ttft_s=slo_ttft,
+            slo_tpot_s=slo_tpot,
+            workers=workers,
+            progress=bar,
+            timeline=html is not None or timeline is not None,
+        )
+    _show_comparison(result)
+    if json:
+        json.write_text(result.to_json(), encoding="utf-8")
+    if html:
+        write_html(html, [result], title="Headway: policies compared")
+    if timeline:
+        write_perfetto(result.timelines, timeline)
+    _say_written(json, html, timeline)
+
+
+@app.command()
+@friendly
+def capacity(
+    trace: Trace = None,
+    workload: WorkloadName = None,
+    cluster: Cluster = "llama8b-h100",
+    policies: Policies = None,
+    batch: Batch = "vllm-v1",
+    attainment: Attainment = 0.99,
+    metric: Metric = "slo",
+    tolerance: Annotated[
+        float, _option("Stop when the rate is known this well.", _RUN, metavar="SHARE")
+    ] = 0.02,
+    arrivals: Arrivals = None,
+    requests: Requests = None,
+    slo_ttft: SloTtft = None,
+    slo_tpot: SloTpot = None,
+    seed: Seed = 0,
+    seeds: Seeds = 3,
+    workers: Workers = None,
+    json: JsonFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Search the highest rate at which requests meet their targets, for each policy.
+
+    Each seed is searched on its own (doubling, then bisection); shown are the mean and its 95% interval.
+
+    [bold]Examples[/]
+
+    FairBatching and triage against Sarathi on one dense engine:
+    [cyan]headway capacity --batch fair,triage,stall-free:token_budget=512 --requests 2000[/]
+
+    Routing over four engines, nine requests in ten: [cyan]headway capacity --cluster llama8b-h100-x4
+    --policies pab,round-robin --batch fair --attainment 0.9[/]
+    """
+    from headway.report.html import write as write_html
+
+    _check_writable(json, html)
+    with _Bar("searches") as bar:
+        result = headway.capacity(
+            trace=trace,
+            workload=workload,
+            cluster=cluster,
+            policies=_names(policies),
+            batch=_names(batch) or (),
+            attainment=attainment,
+            metric=metric,  # type: ignore[arg-type]  # checked by capacity itself
+            tolerance=tolerance,
+            arrivals=arrivals,
+            requests=requests,
+            seed=seed,
+            seeds=seeds,
+            slo_ttft_s=slo_ttft,
+            slo_tpot_s=slo_tpot,
+            workers=workers,
+            progress=bar,
+        )
+    _show_capacity(result)
+    if json:
+        json.write_text(result.to_json(), encoding="utf-8")
+    if html:
+        write_html(html, [], [result], title="Headway: capacity")
+    _say_written(json, html)
+
+
+@app.command()
+@friendly
+def policies(
+    name: Annotated[
+        str | None, typer.Argument(help="A policy: its settings and its card.", metavar="[NAME]")
+    ] = None,
+) -> None:
+    """List the policies there are, or explain one: settings with units and defaults, and its card.
+
+    [bold]Examples[/]
+
+    [cyan]headway policies[/]
+
+    [cyan]headway policies staggered[/]
+
+    A setting is given after a colon, wherever a policy is named:
+    [cyan]headway compare --policies staggered:max_hold_s=30,least-tokens[/]
+    """
+    from headway.core.batch import batch_policies
+    from headway.core.cluster import cluster_policies
+
+    families = {"cluster policies": cluster_policies, "batch policies": batch_policies}
+    if name is None:
+        for title, registry in families.items():
+            _out().print(_policy_table(title, {n: registry.find(n)[0] for n in registry.names()}))
+        _out().print("[dim]One of them in full: headway policies NAME[/]")
+        return
+    found = {title: registry for title, registry in families.items() if name in registry.names()}
+    if not found:
+        known = [n for registry in families.values() for n in registry.names()]
+        raise unknown_name("policy", name, dict.fromkeys(known))
+    for title, registry in found.items():
+        _show_policy(title, name, registry.find(name)[0])
+    _show_card(name)
+
+
+@app.command()
+@friendly
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(help="A preset, or a .toml file, in full.", metavar="[NAME]")
+    ] = None,
+) -> None:
+    """List the clusters that ship with Headway, or show one in full with the source of its numbers.
+
+    [bold]Examples[/]
+
+    [cyan]headway presets[/]
+
+    [cyan]headway presets dsv3-h200-pd[/]
+    """
+    from headway.model.presets import PRESETS, load_cluster
+
+    if name is None:
+        _out().print(_preset_table([load_cluster(preset) for preset in PRESETS]))
+        return
+    _show_preset(load_cluster(name))
+
+
+@app.command()
+@friendly
+def calibrate(
+    file: Annotated[Path, typer.Argument(help="Measured steps, plain or .gz CSV.", metavar="FILE.csv")],
+    where: Annotated[
+        str | None,
+        typer.Option(help="Keep the rows whose columns contain these texts.", metavar="COLUMN=TEXT,…"),
+    ] = None,
+) -> None:
+    """Fit the step-time model to measured steps, and say how far off it is in each regime.
+
+    The file has a header with [bold]new_tokens, context_tokens, attention, duration_s[/] (or N, K, Q, ms),
+    and may have [bold]phase[/]: prefill, decode or mixed. attention is Σ chunk·(context + chunk/2) over the
+    prompts of the step. What is printed goes into a cluster file as it is.
+
+    [bold]Examples[/]
+
+    [cyan]headway calibrate steps.csv[/]
+
+    One engine of a table with several:
+    [cyan]headway calibrate dense_steps.csv --where model=Llama-3.1-8B,system=h100,backend=vllm[/]
+    """
+    from headway.model.calibration import errors_by_regime, fit_hinge, fit_linear, read_steps, to_toml
+
+    steps = read_steps(file, _where(where))
+    forms = {
+        "linear: a + b·N + c·K + q·Q": fit_linear(steps),
+        "with a knee: b0 up to n0, b1 beyond": fit_hinge(steps),
+    }
+    for title, costs in forms.items():
+        _out().print(_error_table(title, errors_by_regime(costs, steps)))
+    _out().print("[bold]For a cluster file[/] [dim](the form with a knee)[/]\n")
+    print(to_toml(forms["with a knee: b0 up to n0, b1 beyond"]), end="")
+
+
+@app.command()
+@friendly
+def demo(
+    out: Annotated[Path, typer.Option(help="Where to write.", metavar="DIR")] = Path("out"),
+    trace: Trace = None,
+    requests: Annotated[int, typer.Option(help="Requests per simulation.", metavar="N")] = 2000,
+    workers: Workers = None,
+) -> None:
+    """Show in two minutes what this is about, on DeepSeek-V3 and on a dense model.
+
+    First SBS and triage against every immediate baseline over load; then FairBatching and triage against
+    Sarathi and vLLM v1. Writes DIR/report.html, DIR/demo.png and DIR/timeline.json.
+
+    [bold]Examples[/]
+
+    [cyan]headway demo[/]
+
+    [cyan]headway demo --out results --trace azure2023_code.csv.gz[/]
+    """
+    from headway.report import figures
+    from headway.report.html import write as write_html
+    from headway.report.timeline import write_perfetto
+
+    started_s = time.perf_counter()
+    _make_directory(out)
+    source = {"trace": trace} if trace else {"workload": "azure-code"}
+    # Poisson: a recorded trace's own bursts, compressed in time, are a load of their own at every load.
+    shared: dict[str, Any] = {**source, "arrivals": "poisson", "requests": requests, "workers": workers}
+    results = []
+    for title, options in _DEMO:
+        _out().rule(f"[bold]{title}", align="left")
+        with _Bar("simulations") as bar:
+            results.append(headway.compare(**shared, **options, progress=bar, timeline=True))
+        _show_comparison(results[-1])
+    page, picture, passes = out / "report.html", out / "demo.png", out / "timeline.json"
+    write_html(page, results, title="Headway: what scheduling does to latency")
+    figures.to_png(figures.overview(results), picture)
+    write_perfetto(results[0].timelines, passes)
+    _say_written(page, picture, passes)
+    _out().print(f"[dim]{time.perf_counter() - started_s:.0f} s[/]")
+
+
+_BASELINES = ["least-tokens", "least-requests", "power-of-two", "vllm-dp", "round-robin", "random"]
+_DEMO: list[tuple[str, dict[str, Any]]] = [
+    (
+        "Staggered batch scheduling: DeepSeek-V3, prefill and decode apart",
+        {
+            "cluster": "dsv3-h200-pd",
+            "policies": ["staggered", "triage", *_BASELINES],
+            "load": [0.3, 0.6, 0.8, 1.0, 1.2],
+        },
+    ),
+    (
+        "FairBatching and triage: Llama-3.1-8B, one dense engine",
+        {
+            "cluster": "llama8b-h100",
+            "policies": ["round-robin"],
+            "batch": [
+                "fair",
+                "triage",
+                "stall-free:token_budget=512",
+                "stall-free:token_budget=2048",
+                "vllm-v1",
+            ],
+            "load": [0.4, 0.6, 0.8, 1.0, 1.3],
+        },
+    ),
+]
+
+
+class _Bar:
+    """A progress bar on stderr with the time left, drawn only in a terminal, and only once work is under way.
+
+    Drawing starts a thread; processes are best forked before there is one.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=_errors(),
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._progress.console.is_terminal:
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total)
+
+
+def _out() -> Console:
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140, highlight=False)
+
+
+def _errors() -> Console:
+    return Console(stderr=True)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        wrong = str(error).rpartition(": ")[2]
+        raise ConfigError(f"{option}: {wrong} is not a number; write 0.5,0.8") from None
+
+
+def _where(text: str | None) -> dict[str, str]:
+    pairs = [part.partition("=") for part in _names(text) or []]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise ConfigError(f"--where: {name!r} is not column=text")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _check_writable(*files: Path | None) -> None:
+    """Refuse an impossible output before the work rather than after it."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise ConfigError(f"{file}: there is no directory {str(file.parent)!r}")
+        if file is not None and file.is_dir():
+            raise ConfigError(f"{file} is a directory")
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+
+
+def _say_written(*files: Path | None) -> None:
+    for file in files:
+        if file is not None:
+            _out().print(f"wrote [bold]{escape(str(file))}[/]", soft_wrap=True)
+
+
+def _show_comparison(result: headway.Comparison) -> None:
+    from headway.report.tables import compare_grids, headlines, to_rich
+
+    out = _out()
+    out.print(_about(result.cluster, result.workload, result.provenance))
+    for grid in compare_grids(result):
+        out.print(to_rich(grid, width=out.width))
+    for line in headlines(result):
+        out.print(f"• {escape(line)}")
+
+
+def _show_capacity(result: headway.CapacityResult) -> None:
+    from headway.report.tables import capacity_grid, to_rich
+
+    out = _out()
+    out.print(_about(result.cluster, result.workload, result.provenance))
+    out.print(to_rich(capacity_grid(result), width=out.width))
+
+
+def _about(cluster: str, workload: str, basis: Any) -> str:
+    seeds = (
+        f"seed {basis.seeds[0]}"
+        if len(basis.seeds) == 1
+        else f"seeds {basis.seeds[0]}–{basis.seeds[-1]}, ± 95%"
+    )
+    return (
+        f"[bold]{escape(cluster)}[/] · [bold]{escape(workload)}[/] "
+        f"({basis.mean_prompt_tokens:.0f} + {basis.mean_output_tokens:.0f} tokens) · "
+        f"{escape(basis.arrivals)} arrivals · {basis.requests:,} requests · {seeds}\n"
+        f"[dim]nominal capacity {basis.nominal_rps:.3g} req/s · targets: TTFT {basis.slo_ttft_s:g} s, "
+        f"TPOT {1e3 * basis.slo_tpot_s:g} ms[/]"
+    )
+
+
+def _plain_table(title: str, *heads: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for head in heads:
+        table.add_column(head)
+    return table
+
+
+def _policy_table(title: str, classes: dict[str, Any]) -> Table:
+    table = _plain_table(title, "name", "what it does", "settings")
+    for name, cls in classes.items():
+        settings = ", ".join(doc.name for doc in cls.Settings.docs())
+        table.add_row(f"[cyan]{name}[/]", escape(cls.summary), f"[dim]{settings or '–'}[/]")
+    return table
+
+
+def _show_policy(title: str, name: str, cls: Any) -> None:
+    out = _out()
+    out.print(f"[bold cyan]{name}[/] [dim]({title[:-3]}y)[/]: {escape(cls.summary)}")
+    if getattr(cls, "partner", None):
+        out.print(f"with prefill and decode apart it takes [cyan]{cls.partner}[/] for the decode pool")
+    table = _plain_table("settings", "name", "default", "unit", "meaning")
+    for doc in cls.Settings.docs():
+        table.add_row(
+            doc.name,
+            str(doc.default).lower() if isinstance(doc.default, bool | None) else str(doc.default),
+            doc.unit,
+            escape(doc.doc),
+        )
+    if table.row_count:
+        out.print(table)
+
+
+def _show_card(name: str) -> None:
+    """The one-page card: beside the package where it is installed, under docs/ in a checkout."""
+    package = Path(headway.__file__).parent
+    for home in (package / "cards", package.parents[1] / "docs" / "policies"):
+        # One name may be a cluster policy and a batch policy, with a card each.
+        for card in (home / f"{name}.md", home / f"{name}-batch.md"):
+            if card.is_file():
+                _out().print(Markdown(card.read_text(encoding="utf-8")))
+        if home.is_dir():
+            return
+
+
+def _preset_table(clusters: list[Any]) -> Table:
+    table = _plain_table("clusters", "name", "engines", "ranks", "TTFT", "TPOT")
+    for cluster in clusters:
+        engines = " + ".join(f"{pool.instances} {pool.role}" for pool in cluster.pools)
+        ranks = " + ".join(f"{pool.instances}×{pool.ranks}" for pool in cluster.pools)
+        slo = cluster.slo
+        table.add_row(
+            f"[cyan]{cluster.name}[/]", engines, ranks, f"{slo.ttft_s:g} s", f"{1e3 * slo.tpot_s:g} ms"
+        )
+    return table
+
+
+def _show_preset(cluster: Any) -> None:
+    out = _out()
+    out.print(f"[bold cyan]{cluster.name}[/]: {escape(cluster.source)}")
+    network = cluster.network
+    out.print(
+        f"targets: TTFT {cluster.slo.ttft_s:g} s, TPOT {1e3 * cluster.slo.tpot_s:g} ms · "
+        f"KV {cluster.kv_bytes_per_token:,.0f} bytes per token\n"
+        f"network: dispatch {1e3 * network.dispatch_latency_s:g} ms, "
+        f"report {1e3 * network.report_latency_s:g} ms, "
+        f"KV {network.kv_bandwidth_bytes_s / 1e9:g} GB/s after {1e3 * network.kv_latency_s:g} ms"
+    )
+    pools = cluster.pools
+    table = _plain_table("pools", "", *(str(pool.role) for pool in pools))
+    for name in (n for n in type(pools[0]).model_fields if n not in ("role", "costs", "memory")):
+        table.add_row(name, *(str(getattr(pool, name)) for pool in pools))
+    out.print(table)
+    for pool in pools:
+        out.print(f"[bold]step time, {pool.role}[/] ({pool.costs.form})")
+        for line in _cost_lines(pool.costs):
+            out.print(f"  {line}", style="dim")
+
+
+def _cost_lines(costs: Any) -> list[str]:
+    """Coefficients that are not 0, a line per kind of pass."""
+    if costs.form == "dense":
+        return [_coefficients(costs)]
+    return [f"{kind}: {_coefficients(getattr(costs, kind))}" for kind in ("prefill", "decode")]
+
+
+def _coefficients(costs: Any) -> str:
+    values = {field.name: getattr(costs, field.name) for field in dataclasses.fields(costs)}
+    return ", ".join(
+        f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, int | float) and value
+    )
+
+
+def _error_table(title: str, errors: Any) -> Table:
+    table = _plain_table(title, "regime", "steps", "mean error", "95% of steps within", "worst")
+    for error in errors:
+        shares = (f"{100 * share:.1f}%" for share in (error.mean, error.p95, error.worst))
+        table.add_row(error.regime, str(error.steps), *shares)
+    return table
+
+
+def main() -> None:
+    """Run the command line. Policies of one's own are looked for in the working directory first."""
+    sys.path.insert(0, "")
+    app(prog_name="headway")

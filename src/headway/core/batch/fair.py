@@ -1,0 +1,279 @@
+"""FairBatching (arXiv 2510.14392): every token has a deadline, and a step lasts as long as the tightest one
+allows.
+
+Rule 1. [P] Output token j is due at `arrival + ttft + j·tpot`. The line does not move: a token delivered
+   early banks slack, a late one can be made good. [+] With `anchor=first-token` the line starts at the
+   first token if that came before `arrival + ttft`: TPOT as users measure it.
+Rule 2. [P; scope R] The time budget of a step is `max(least slack, least tpot)` over the running decodes.
+   With none running nobody waits for the step to end: the engine's token cap is the only limit.
+Rule 3. [P] Three groups, each by slack: decodes whose slack is under `budget + least tpot` (urgent),
+   prompts begun and then waiting ones, the other decodes. Added while the predicted time stays within the
+   budget; the chunk of a prompt is what the budget leaves. A decode with slack that is left out keeps its
+   KV and gets no token.
+Rule 4. [R] Urgent decodes all run, even if they exceed the budget alone; the tightest decode is always
+   urgent, so no step is empty.
+Rule 5. [R] The token cap keeps a token for each decode with slack while decodes take at most half of it. So
+   where no deadline binds, the step is vLLM v1's.
+Rule 6. [+] Step times are learned from nothing (`StepTime`). Until the regime at hand was seen often
+   enough, steps are stall-free with `learning_tokens` of prompt; afterwards no step beside decodes has more
+   than twice the new tokens of the largest one measured, for what lies beyond was never seen.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
+from typing import ClassVar, Literal
+
+from headway.core.batch.contract import (
+    BatchPolicy,
+    BatchView,
+    EngineRequest,
+    Plan,
+    StepReport,
+    batch_policies,
+)
+from headway.core.batch.fill import Prompt, fill
+from headway.core.estimate.step_time import Coefficients, StepTime
+from headway.core.registry import Rng
+from headway.core.request import Slo
+from headway.core.settings import Settings, setting
+
+__all__ = ["Fair", "FairSettings"]
+
+#: Waiting prompts that are put in order of deadline; beyond, first come first. Bounds the cost of a step
+#: however long the queue is: many times what one step can take.
+_LOOKAHEAD = 256
+_EVERY_DECODE = Plan()
+
+
+@dataclass(frozen=True, slots=True)
+class FairSettings(Settings):
+    """What to hold against what is promised, and how to learn step times."""
+
+    anchor: Literal["arrival", "first-token"] = setting(
+        "arrival",
+        "where the deadline line starts: arrival + TTFT target (paper), or the first token if sooner",
+    )
+    margin_quantile: float = setting(
+        0.9, "share of steps that should end within their budget", unit="share", at_least=0.0, at_most=1.0
+    )
+    forgetting: float = setting(
+        0.99,
+        "weight of past steps at each new one, in learning step times",
+        unit="factor",
+        at_least=0.5,
+        at_most=1.0,
+    )
+    learning_tokens: int = setting(
+        512, "prompt tokens beside decodes in a step while step times are unknown", unit="tokens", at_least=1
+    )
+
+
+@batch_policies.register("fair")
+class Fair(BatchPolicy):
+    """Slack of running decodes is spent on prompts, as far as every deadline allows."""
+
+    Settings: ClassVar = FairSettings
+    settings: FairSettings
+    summary: ClassVar[str] = (
+        "FairBatching: deadlines set the step's time budget; decodes with slack yield to prompts"
+    )
+
+    def __init__(self, settings: FairSettings, rng: Rng) -> None:
+        super().__init__(settings, rng)
+        self.step_time = StepTime(settings.forgetting, settings.margin_quantile)
+        self._largest_tokens = 0
+        self._ttft_s = Slo().ttft_s
+
+    def plan(self, view: BatchView, now: float) -> Plan:
+        """Form the next step (rules 2 to 6)."""
+        decodes = view.decodes
+        prompts = bool(view.prefilling or view.waiting)
+        if not decodes:
+            return Plan(fill(view, view.token_cap, self._alone(view, now)))
+        if not self.step_time.trained("mixed" if prompts else "decode"):
+            tokens = min(self.settings.learning_tokens, view.token_cap - len(decodes))
+            return Plan(fill(view, tokens))
+        slacks, tpot_s = self._slacks(decodes, now)
+        budget_s = max(min(slacks), tpot_s)
+        if not prompts:
+            return self._decodes_only(view, slacks, budget_s, tpot_s)
+        return self._mixed(view, now, slacks, budget_s, tpot_s)
+
+    def observe(self, step: StepReport, now: float) -> None:
+        """Learn what a step costs."""
+        self.step_time.observe(step)
+        if step.new_tokens > step.decodes:
+            self._largest_tokens = max(self._largest_tokens, step.new_tokens)
+
+    def admission_budget(self, view: BatchView, now: float) -> int | None:
+        """PAB (§5 [P concept; formula R]): prompt tokens this rank can still finish within the TTFT target H.
+
+        `PAB = max(0, H − a·S − Σ need_i·(b + c·ctx_i) − T_queued) / b`, at most the free KV less what the
+        queue will take. `need_i = max(0, ⌊(H − slack_i)/tpot_i⌋ + 1)` tokens fall due within H; they take at
+        least S = max(1, max need_i) steps [R]. H is the target of the latest prompt in sight, else the last
+        one known [R]. None until mixed steps are known.
+        """
+        if not self.step_time.trained("mixed"):
+            return None
+        costs = self.step_time.coefficients("mixed")
+        horizon_s = self._ttft_s = self._latest_ttft_s(view)
+        queued_s, queued_tokens = _queued(view, costs, horizon_s)
+        free_tokens = view.free_blocks * view.block_tokens - queued_tokens
+        if queued_s >= horizon_s or free_tokens <= 0:
+            return 0  # the decodes cannot change it, so they are not counted
+        left_s = horizon_s - queued_s - self._reserved_s(view.decodes, now, horizon_s, costs)
+        if left_s <= 0.0:
+            return 0
+        return free_tokens if left_s >= costs.b_s * free_tokens else int(left_s / costs.b_s + 1e-9)
+
+    def _order(self, view: BatchView, now: float, fixed_s: float, room_s: float) -> Iterator[Prompt]:
+        """Prompts in the order they are served: begun ones, then waiting ones, by TTFT deadline.
+
+        For policies that derive: a step takes `fixed_s` whatever its prompts, and has `room_s` for them.
+        """
+        for work in sorted(view.prefilling, key=_due_s):
+            yield work, False
+        for work in sorted(islice(view.waiting, _LOOKAHEAD), key=_due_s):
+            yield work, True
+        for work in islice(view.waiting, _LOOKAHEAD, None):
+            yield work, True
+
+    def _alone(self, view: BatchView, now: float) -> Iterator[Prompt]:
+        costs = self.step_time.coefficients("mixed")
+        return self._order(view, now, costs.a_s, costs.prefill_s(view.token_cap, 0))
+
+    def _slacks(self, decodes: Collection[EngineRequest], now: float) -> tuple[list[float], float]:
+        """Seconds until each decode's next token is due, in their order, and the least TPOT target."""
+        from_first_token = self.settings.anchor == "first-token"
+        slacks: list[float] = []
+        least_tpot_s = float("inf")
+        for work in decodes:
+            request = work.request
+            slo = request.slo
+            start_s = request.arrival_s + slo.ttft_s
+            if from_first_token:
+                first_s = work.first_token_s
+                if first_s is not None and first_s < start_s:
+                    start_s = first_s
+            tpot_s = slo.tpot_s
+            if tpot_s < least_tpot_s:
+                least_tpot_s = tpot_s
+            slacks.append(start_s + work.generated_tokens * tpot_s - now)
+        return slacks, least_tpot_s
+
+    def _decodes_only(self, view: BatchView, slacks: list[float], budget_s: float, tpot_s: float) -> Plan:
+        costs = self.step_time.coefficients("decode")
+        budget_s_net = budget_s / self.step_time.margin("decode")
+        running = len(slacks)
+        if running <= view.token_cap and costs.predict(running, view.decode_context_tokens) <= budget_s_net:
+            return _EVERY_DECODE
+        relaxed, relaxed_context = _relaxed(view.decodes, slacks, budget_s + tpot_s)
+        urgent = running - len(relaxed)
+        left_s = budget_s_net - costs.predict(urgent, view.decode_context_tokens - relaxed_context)
+        return Plan(skipped=_sit_out(relaxed, relaxed_context, costs, left_s, view.token_cap - urgent))
+
+    def _mixed(
+        self, view: BatchView, now: float, slacks: list[float], budget_s: float, tpot_s: float
+    ) -> Plan:
+        costs = self.step_time.coefficients("mixed")
+        relaxed, relaxed_context = _relaxed(view.decodes, slacks, budget_s + tpot_s)
+        urgent = len(slacks) - len(relaxed)
+        fixed_s = costs.predict(urgent, view.decode_context_tokens - relaxed_context)
+        time = _TimeLeft(costs, budget_s / self.step_time.margin("mixed") - fixed_s)
+        prefills: list[tuple[EngineRequest, int]] = []
+        if time.left_s > 0.0:
+            order = self._order(view, now, fixed_s, time.left_s)
+            prefills = fill(view, self._prompt_tokens(view, urgent), order, allow=time.allow)
+        left_tokens = view.token_cap - urgent - sum(chunk for _, chunk in prefills)
+        return Plan(prefills, _sit_out(relaxed, relaxed_context, costs, time.left_s, left_tokens))
+
+    def _prompt_tokens(self, view: BatchView, urgent: int) -> int:
+        """Prompt tokens the cap and what was measured allow (rules 5 and 6)."""
+        running = len(view.decodes)
+        kept = running if 2 * running <= view.token_cap else urgent
+        return min(view.token_cap, 2 * self._largest_tokens) - kept
+
+    def _latest_ttft_s(self, view: BatchView) -> float:
+        if view.waiting:
+            return view.waiting[-1].request.slo.ttft_s
+        latest = next(iter(view.prefilling or view.decodes), None)
+        return self._ttft_s if latest is None else latest.request.slo.ttft_s
+
+    def _reserved_s(
+        self, decodes: Collection[EngineRequest], now: float, horizon_s: float, costs: Coefficients
+    ) -> float:
+        """`a·S + Σ need_i·(b + c·ctx_i)`: what the running decodes need of the horizon."""
+        b_s, c_s = costs.b_s, costs.c_s
+        steps, tokens_s = 1, 0.0
+        for work, slack_s in zip(decodes, self._slacks(decodes, now)[0], strict=True):
+            left_s = horizon_s - slack_s
+            if left_s >= 0.0:
+                need = int(left_s / work.request.slo.tpot_s) + 1
+                tokens_s += need * (b_s + c_s * work.context_tokens)
+                if need > steps:
+                    steps = need
+        return costs.a_s * steps + tokens_s
+
+
+class _TimeLeft:
+    """The seconds of a step that prompts and decodes with slack may still use."""
+
+    __slots__ = ("_costs", "left_s")
+
+    def __init__(self, costs: Coefficients, left_s: float) -> None:
+        self._costs = costs
+        self.left_s = left_s
+
+    def allow(self, work: EngineRequest, most: int) -> int:
+        """Take the time of the largest chunk that fits; return the chunk."""
+        context = work.context_tokens
+        chunk = self._costs.chunk_for(self.left_s, context, most)
+        if chunk > 0:
+            self.left_s -= self._costs.prefill_s(chunk, context)
+        return chunk
+
+
+def _due_s(work: EngineRequest) -> float:
+    request = work.request
+    return request.arrival_s + request.slo.ttft_s
+
+
+def _relaxed(
+    decodes: Collection[EngineRequest], slacks: list[float], bound_s: float
+) -> tuple[list[tuple[float, EngineRequest]], int]:
+    """The decodes that are not urgent, as (slack, decode), and the context they hold together."""
+    relaxed = [(slack, work) for slack, work in zip(slacks, decodes, strict=True) if slack >= bound_s]
+    return relaxed, sum([work.context_tokens for _, work in relaxed])
+
+
+def _sit_out(
+    relaxed: list[tuple[float, EngineRequest]],
+    context_tokens: int,
+    costs: Coefficients,
+    left_s: float,
+    tokens: int,
+) -> list[EngineRequest]:
+    """The decodes with slack that find no room in the step: those with the most slack."""
+    if len(relaxed) <= tokens and costs.b_s * len(relaxed) + costs.c_s * context_tokens <= left_s:
+        return []
+    relaxed.sort(key=itemgetter(0))
+    for taken, (_, work) in enumerate(relaxed):
+        left_s -= costs.b_s + costs.c_s * work.context_tokens
+        if left_s < 0.0 or taken >= tokens:
+            return [work for _, work in relaxed[taken:]]
+    return []
+
+
+def _queued(view: BatchView, costs: Coefficients, enough_s: float) -> tuple[float, int]:
+    """Seconds and tokens of the prompts queued; counting stops where they alone take `enough_s`."""
+    seconds, tokens = 0.0, 0
+    for group in (view.prefilling, view.waiting):
+        for work in group:
+            todo = work.todo_tokens
+            seconds += costs.prefill_s(todo, work.context_tokens)
+            tokens += todo
+            if seconds >= enough_s:
+                break
+    return seconds, tokens

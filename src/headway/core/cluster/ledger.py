@@ -1,0 +1,256 @@
+"""What a pool's policy believes of its instances: reports, and what was dispatched since.
+
+**Virtual state.** A rank's load is its last report plus every dispatch that report does not account for. A dispatch
+is added at decision time, numbered per instance, and leaves the sum when a report acknowledges its number: a late
+or reordered report can never erase load that was dispatched after it (SBS: multi-tier state synchronisation [P];
+the numbering is ours). Values an engine does not report are replaced by the ledger's own accounting.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from headway.core.actions import Dispatch
+from headway.core.errors import InvariantError
+from headway.core.events import InstanceUp, PassEnded, Role, Snapshot
+from headway.core.request import Request
+
+__all__ = ["InstanceLoad", "Ledger", "Placement", "RankLoad"]
+
+
+@dataclass(slots=True, eq=False)
+class Placement:
+    """A request on a rank, from its dispatch until it leaves the pool. `blocks`: KV its prompt needs."""
+
+    request: Request
+    rank: "RankLoad"
+    number: int
+    at_s: float
+    blocks: int
+    prefilled: bool = False
+
+
+class RankLoad:
+    """The believed load of one rank."""
+
+    __slots__ = (
+        "_blocks",
+        "_pab",
+        "_queued",
+        "_running",
+        "_waiting",
+        "chosen",
+        "epoch",
+        "index",
+        "instance",
+        "own_blocks",
+        "prompt_tokens",
+        "requests",
+        "sequence",
+        "unacked",
+        "unacked_blocks",
+        "unacked_tokens",
+    )
+
+    def __init__(self, instance: "InstanceLoad", index: int) -> None:
+        self.instance = instance
+        self.index = index
+        self.chosen = 0  # when it was last chosen, as a count of dispatches of the pool: breaks ties
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: the engine is new."""
+        self.requests = 0
+        self.prompt_tokens = 0
+        self.own_blocks = 0
+        self.unacked: deque[Placement] = deque()
+        self.unacked_tokens = 0
+        self.unacked_blocks = 0
+        self.epoch = -1
+        self.sequence = -1
+        self._queued: int | None = None
+        self._blocks: int | None = None
+        self._running: int | None = None
+        self._waiting: int | None = None
+        self._pab: int | None = None
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens this rank has still to compute."""
+        return self.prompt_tokens if self._queued is None else self._queued + self.unacked_tokens
+
+    @property
+    def kv_blocks(self) -> int:
+        """KV blocks in use, at least what the prompts placed here hold."""
+        if self._blocks is None:
+            return self.own_blocks
+        return max(self.own_blocks, self._blocks + self.unacked_blocks)
+
+    @property
+    def running(self) -> int | None:
+        """Requests that ran at the last report."""
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait in the engine or are on their way to it."""
+        return self.requests if self._waiting is None else self._waiting + len(self.unacked)
+
+    @property
+    def pab_tokens(self) -> int | None:
+        """Prefill admission budget left after what was dispatched since it was reported; None: not reported."""
+        return None if self._pab is None else self._pab - self.unacked_tokens
+
+    def room_blocks(self) -> int | None:
+        """KV blocks left; None when the instance did not say how many it has."""
+        total = self.instance.info.kv_blocks
+        return None if total is None else total - self.kv_blocks
+
+    def report(self, event: PassEnded | Snapshot, position: int) -> None:
+        """Take in this rank's values of a report and drop the dispatches it accounts for."""
+        self.epoch, self.sequence = event.epoch, event.sequence
+        self._queued = event.queued_tokens[position] if event.queued_tokens is not None else None
+        self._blocks = event.kv_blocks[position] if event.kv_blocks is not None else None
+        self._running = event.running[position] if event.running is not None else None
+        self._waiting = event.waiting[position] if event.waiting is not None else None
+        self._pab = event.pab_tokens[position] if event.pab_tokens is not None else None
+        while self.unacked and self.unacked[0].number <= event.acknowledged:
+            self._settle(self.unacked.popleft())
+
+    def add(self, placement: Placement) -> None:
+        """Reserve, at decision time."""
+        self.requests += 1
+        self.own_blocks += placement.blocks
+        self.prompt_tokens += placement.request.prompt_tokens
+        self.unacked.append(placement)
+        self.unacked_tokens += placement.request.prompt_tokens
+        self.unacked_blocks += placement.blocks
+
+    def prefilled(self, placement: Placement) -> None:
+        """The prompt is computed: no prefill work is left of it."""
+        if not placement.prefilled:
+            placement.prefilled = True
+            self.prompt_tokens -= placement.request.prompt_tokens
+
+    def remove(self, placement: Placement) -> None:
+        """Release everything the placement holds."""
+        self.prefilled(placement)
+        self.requests -= 1
+        self.own_blocks -= placement.blocks
+        if self.unacked and placement.number >= self.unacked[0].number:
+            try:
+                self.unacked.remove(placement)
+            except ValueError:
+                return
+            self._settle(placement)
+
+    def _settle(self, placement: Placement) -> None:
+        self.unacked_tokens -= placement.request.prompt_tokens
+        self.unacked_blocks -= placement.blocks
+
+
+class InstanceLoad:
+    """One instance. `active`: may be given work (up, not draining, not suspect)."""
+
+    __slots__ = ("draining", "info", "number", "ranks", "suspect")
+
+    def __init__(self, info: InstanceUp) -> None:
+        self.info = info
+        self.number = 0
+        self.draining = False
+        self.suspect = False
+        self.ranks = [RankLoad(self, index) for index in range(info.ranks)]
+
+    @property
+    def active(self) -> bool:
+        """Whether new work may go there."""
+        return not (self.draining or self.suspect)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens all its ranks have still to compute."""
+        return sum(rank.queued_tokens for rank in self.ranks)
+
+
+class Ledger:
+    """The instances of one pool and the requests placed on them."""
+
+    def __init__(self) -> None:
+        self.instances: dict[str, InstanceLoad] = {}
+        self.placements: dict[str, Placement] = {}
+        self.ranks: list[RankLoad] = []  # of the active instances, rank by rank within an instance
+        self._dispatches = 0
+
+    def up(self, info: InstanceUp) -> InstanceLoad:
+        """Add an instance, or take it back: with a higher epoch it is new and empty."""
+        known = self.instances.get(info.instance)
+        if known is None or info.ranks != known.info.ranks:
+            known = self.instances[info.instance] = InstanceLoad(info)
+        elif info.epoch > known.info.epoch:
+            for rank in known.ranks:
+                rank.clear()
+        known.info, known.draining, known.suspect = info, False, False
+        self.refresh()
+        return known
+
+    def down(self, instance: str) -> None:
+        """Forget an instance. What was placed there stays known until the host says what became of it."""
+        self.instances.pop(instance, None)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Rebuild the list of ranks that may be given work."""
+        self.ranks = [rank for load in self.instances.values() if load.active for rank in load.ranks]
+
+    def report(self, event: PassEnded | Snapshot) -> bool:
+        """Take in a report; False if it is stale, of an unknown instance, or of the wrong shape."""
+        load = self.instances.get(event.instance)
+        if load is None or event.epoch < load.info.epoch or event.first_rank >= len(load.ranks):
+            return False
+        first = load.ranks[event.first_rank]
+        if (event.epoch, event.sequence) <= (first.epoch, first.sequence):
+            return False
+        shape = next((len(v) for v in (event.queued_tokens, event.kv_blocks, event.running) if v is not None), 1)
+        for position, rank in enumerate(load.ranks[event.first_rank : event.first_rank + shape]):
+            rank.report(event, position)
+        return True
+
+    def place(self, request: Request, rank: RankLoad, now: float, why: str) -> Dispatch:
+        """Reserve the request's load on the rank and return the action. Raises InvariantError if it is placed."""
+        if request.id in self.placements:
+            raise InvariantError(f"request {request.id} dispatched twice")
+        instance = rank.instance
+        instance.number += 1
+        self._dispatches += 1
+        rank.chosen = self._dispatches
+        blocks = -(-(request.prompt_tokens + 1) // instance.info.block_tokens)
+        placement = Placement(request, rank, instance.number, now, blocks)
+        self.placements[request.id] = placement
+        rank.add(placement)
+        return Dispatch(request.id, instance.info.instance, rank.index, instance.number, why)
+
+    def prefilled(self, request_id: str) -> None:
+        """Note that the prompt of a placed request is computed; from a prefill instance it leaves with that."""
+        placement = self.placements.get(request_id)
+        if placement is None:
+            return
+        if placement.rank.instance.info.role is Role.PREFILL:
+            self.release(request_id)
+        else:
+            placement.rank.prefilled(placement)
+
+    def release(self, request_id: str) -> Placement | None:
+        """Give back what a request holds; None if it is not placed here."""
+        placement = self.placements.pop(request_id, None)
+        if placement is not None:
+            placement.rank.remove(placement)
+        return placement
+
+    def on(self, instance: str) -> list[Placement]:
+        """Return the placements on an instance, in order of dispatch."""
+        return [p for p in self.placements.values() if p.rank.instance.info.instance == instance]
+
+    def fits(self, request: Request) -> bool:
+        """Whether some known instance could hold the prompt and one token (true while nothing is known)."""
+        sizes = [(load.info.kv_blocks, load.info.block_tokens) for load in self.instances.values()]
+        need = request.prompt_tokens + 1
+        return not sizes or any(blocks is None or need <= blocks * tokens for blocks, tokens in sizes)

@@ -1,0 +1,209 @@
+"""The policy of one pool: it holds requests, and places them when it sees fit.
+
+Every policy of this family is the same machine; what differs is `_place(now)`. The machine keeps the ledger,
+refuses prompts no rank can hold, bounds every hold, and takes a request back when its engine failed before the
+first byte.
+"""
+
+from abc import abstractmethod
+from collections import deque
+from dataclasses import dataclass
+from typing import ClassVar
+
+from headway.core.actions import Action, Reject
+from headway.core.cluster.contract import ClusterPolicy, Held
+from headway.core.cluster.ledger import Ledger, RankLoad
+from headway.core.events import (
+    Arrived,
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    InstanceDown,
+    InstanceDraining,
+    InstanceUp,
+    PassEnded,
+    PassStarted,
+    PrefillDone,
+    Role,
+    Snapshot,
+    TimerFired,
+)
+from headway.core.registry import Registry, Rng
+from headway.core.request import Request
+from headway.core.settings import Settings, setting
+
+__all__ = ["Immediate", "PoolPolicy", "PoolSettings", "Waiting", "cluster_policies"]
+
+ANY_ROLE = frozenset(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings(Settings):
+    """Settings every cluster policy has."""
+
+    max_hold_s: float = setting(120.0, "longest a request is held before it is refused", unit="s", at_least=0.0)
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A held request. `rounds`: how many batches left without it."""
+
+    request: Request
+    since_s: float
+    rounds: int = 0
+    why: str = "no instance is up"
+
+
+class PoolPolicy(ClusterPolicy):
+    """Base of the policies of one pool. Construct with settings and a seeded source of random numbers."""
+
+    Settings: ClassVar[type[PoolSettings]] = PoolSettings
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    roles: ClassVar[frozenset[Role]] = ANY_ROLE
+    #: The decode policy a bare prefill policy is paired with; None: itself.
+    partner: ClassVar[str | None] = None
+
+    def __init__(self, settings: PoolSettings, rng: Rng) -> None:
+        self.settings = settings
+        self.rng = rng
+        self.ledger = Ledger()
+        self.buffer: dict[str, Waiting] = {}  # oldest first, but for what came back after a failure
+        self._actions: list[Action] = []
+
+    @abstractmethod
+    def _place(self, now: float) -> None:
+        """Dispatch what should leave the buffer now."""
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """See `ClusterPolicy.handle`."""
+        self._actions = []
+        getattr(self, _HANDLERS[type(event)])(event, now)
+        return self._actions
+
+    def wake_at(self) -> float | None:
+        """Return when the oldest hold must end; subclasses add their own times."""
+        if not self.buffer:
+            return None
+        oldest = next(iter(self.buffer.values()))
+        return oldest.since_s + self.settings.max_hold_s
+
+    def held(self) -> list[Held]:
+        """See `ClusterPolicy.held`."""
+        return [Held(w.request.id, w.since_s, w.why) for w in self.buffer.values()]
+
+    # What events do to the buffer and the ledger.
+
+    def _arrived(self, event: Arrived, now: float) -> None:
+        if self._admit(event.request, now):
+            self.buffer[event.request.id] = Waiting(event.request, now)
+            self._place(now)
+
+    def _admit(self, request: Request, now: float) -> bool:
+        """Refuse at the door what can never be served."""
+        if self.ledger.fits(request):
+            return True
+        self._actions.append(Reject(request.id, "prompt-too-long"))
+        return False
+
+    def _cancelled(self, event: Cancelled, now: float) -> None:
+        self.buffer.pop(event.request_id, None)
+        self.ledger.release(event.request_id)
+
+    def _pass_started(self, event: PassStarted, now: float) -> None:
+        pass
+
+    def _pass_ended(self, event: PassEnded, now: float) -> None:
+        if self.ledger.report(event):
+            self._place(now)
+
+    def _snapshot(self, event: Snapshot, now: float) -> None:
+        if self.ledger.report(event):
+            self._place(now)
+
+    def _prefill_done(self, event: PrefillDone, now: float) -> None:
+        self.ledger.prefilled(event.request_id)
+
+    def _finished(self, event: Finished, now: float) -> None:
+        self.ledger.release(event.request_id)
+
+    def _failed(self, event: Failed, now: float) -> None:
+        placement = self.ledger.release(event.request_id)
+        if placement is not None and event.retry:
+            self._take_back(placement.request, now)
+            self._place(now)
+
+    def _take_back(self, request: Request, now: float) -> None:
+        """Hold a request again, before all others: it has waited once."""
+        back = {request.id: Waiting(request, now, rounds=1, why="its engine failed")}
+        self.buffer = back | self.buffer
+
+    def _instance_up(self, event: InstanceUp, now: float) -> None:
+        self.ledger.up(event)
+        self._place(now)
+
+    def _instance_draining(self, event: InstanceDraining, now: float) -> None:
+        load = self.ledger.instances.get(event.instance)
+        if load is not None:
+            load.draining = True
+            self.ledger.refresh()
+
+    def _instance_down(self, event: InstanceDown, now: float) -> None:
+        self.ledger.down(event.instance)
+
+    def _timer_fired(self, event: TimerFired, now: float) -> None:
+        self._end_holds(now)
+        self._place(now)
+
+    def _end_holds(self, now: float) -> None:
+        """Refuse what has been held for too long: every hold is bounded."""
+        bound = self.settings.max_hold_s
+        for waiting in list(self.buffer.values()):
+            if now - waiting.since_s < bound:
+                break
+            self._reject(waiting, "held-too-long", now)
+
+    def _reject(self, waiting: Waiting, why: str, now: float) -> None:
+        del self.buffer[waiting.request.id]
+        self._actions.append(Reject(waiting.request.id, why, self._retry_after_s(now)))
+
+    def _retry_after_s(self, now: float) -> float:
+        """Guess when a place may be free: as long as the oldest held request has waited, at least a second."""
+        oldest = next(iter(self.buffer.values()), None)
+        return max(1.0, now - oldest.since_s) if oldest else 1.0
+
+    def _dispatch(self, waiting: Waiting, rank: RankLoad, now: float, why: str) -> None:
+        del self.buffer[waiting.request.id]
+        self._actions.append(self.ledger.place(waiting.request, rank, now, why))
+
+
+class Immediate(PoolPolicy):
+    """A policy that dispatches each request the moment it comes, to the rank `_choose` names."""
+
+    @abstractmethod
+    def _choose(self, request: Request, ranks: list[RankLoad]) -> RankLoad:
+        """Pick one of the ranks (never empty)."""
+
+    def _place(self, now: float) -> None:
+        while self.buffer and self.ledger.ranks:
+            waiting = next(iter(self.buffer.values()))
+            self._dispatch(waiting, self._choose(waiting.request, self.ledger.ranks), now, "immediate")
+
+
+_HANDLERS: dict[type[Event], str] = {
+    Arrived: "_arrived",
+    Cancelled: "_cancelled",
+    PassStarted: "_pass_started",
+    PassEnded: "_pass_ended",
+    Snapshot: "_snapshot",
+    PrefillDone: "_prefill_done",
+    Finished: "_finished",
+    Failed: "_failed",
+    InstanceUp: "_instance_up",
+    InstanceDraining: "_instance_draining",
+    InstanceDown: "_instance_down",
+    TimerFired: "_timer_fired",
+}
+
+cluster_policies = Registry("policy", PoolPolicy)

@@ -1,0 +1,312 @@
+"""Staggered Batch Scheduling, prefill (SBS, arXiv 2512.16134): hold, and give each instance its batch in time.
+
+Theory of operation. An instance in lockstep is a batch server that cannot be interrupted: what is sent while a pass
+runs waits in the engine, where it can be neither moved nor ordered. So requests wait *here*, and every instance has
+a **slot** at which it is given a batch:
+
+Rule 1  (idle bypass)  an instance known to be idle has its slot now.
+Rule 2  (pass end)     a busy instance has its slot when its pass ends, which its reports tell.
+Rule 3  (lead)         an instance whose queue outlasts its pass will not wait for us: its slot comes a little before
+                       the predicted end of the pass.
+Rule 4  (spacing)      slots follow one another by at least `spacing · I`, `I = (T̂ + L_net) / N_active`, so that
+                       passes do not bunch; a batch that fills the instance does not wait for that.
+Rule 5  (deadline)     nor does a batch with a request that would miss its TTFT target by waiting.
+Rule 6  (saturation)   when the buffer holds more than one pass of every instance, holding only wastes ranks: every
+                       instance is filled to its chunk, one pass deep.
+Rule 7  (watchdog)     an instance that is silent for long is polled, then suspected: it gets nothing more, and what
+                       has no first token is recalled. A snapshot brings it back.
+
+At a slot the batch is poured over the ranks (`allocation.py`): carried-over requests first, oldest first, then the
+new ones, longest first.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from headway.core.actions import Poll, Recall, Reject
+from headway.core.batch.contract import StepReport
+from headway.core.cluster.allocation import Bin, pour
+from headway.core.cluster.ledger import InstanceLoad
+from headway.core.cluster.pool import PoolPolicy, PoolSettings, Waiting, cluster_policies
+from headway.core.estimate.pass_time import PassTime
+from headway.core.estimate.prefix_index import PrefixIndex
+from headway.core.estimate.step_time import StepTime
+from headway.core.events import (
+
+    InstanceDown,
+    InstanceUp,
+    PassEnded,
+    PassStarted,
+    Role,
+    Snapshot,
+    TimerFired,
+)
+from headway.core.registry import Rng
+from headway.core.request import Request
+from headway.core.settings import setting
+
+__all__ = ["Staggered", "StaggeredSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class StaggeredSettings(PoolSettings):
+    """Settings of `staggered`. The defaults are safe unturned: times are learned from reports."""
+
+    spacing: float = setting(
+        1.0, "least gap between slots, as a share of (T̂ + L_net)/N; 0 leaves spacing to chance", at_least=0.0, at_most=1.0
+    )
+    network_s: float = setting(0.002, "time from a decision to its effect in the engine, L_net", unit="s", at_least=0.0)
+    window: int = setting(32, "passes over which the pass time is averaged", unit="passes", at_least=4)
+    lead: float = setting(0.1, "how long before a pass end rule 3 opens the slot, as a share of T̂", at_least=0.0)
+    saturation_passes: float = setting(
+        1.0, "buffered work, in full passes of the pool, from which rule 6 holds", unit="passes", at_least=0.0
+    )
+    max_backlog_passes: float = setting(
+        1000.0, "buffered work from which new requests are refused (flow control)", unit="passes", at_least=1.0
+    )
+    watchdog_factor: float = setting(8.0, "silence, in T̂, after which an instance is polled", at_least=1.0)
+    watchdog_floor_s: float = setting(5.0, "but never sooner than this", unit="s", at_least=0.0)
+
+
+@dataclass(slots=True)
+class PassClock:
+    """What is believed of an instance's pass: when it ends, and the tokens of each rank in it."""
+
+    ends_s: float | None = None  # None: no pass is under way
+    running: list[int] = field(default_factory=list)
+    silent_s: float = math.inf  # when the watchdog bites
+    polled: bool = False
+
+
+@cluster_policies.register("staggered")
+class Staggered(PoolPolicy):
+    """See the module's docstring."""
+
+    Settings = StaggeredSettings
+    settings: StaggeredSettings
+    summary = "SBS: hold requests, give each instance an even batch just as its pass ends"
+    roles = frozenset({Role.PREFILL, Role.AGGREGATED})
+    partner = "iqr-lexicographic"
+
+    def __init__(self, settings: StaggeredSettings, rng: Rng) -> None:
+        super().__init__(settings, rng)
+        self._clocks: dict[str, PassClock] = {}
+        self._pass_time = PassTime(settings.window)
+        self._prefixes: PrefixIndex[tuple[str, int]] = PrefixIndex()
+        self._fired_s = -math.inf
+        self._slot_s = math.inf  # the next slot that time alone opens
+        self._step_time = StepTime()
+
+    # What reports tell of time.
+
+    def _instance_up(self, event: InstanceUp, now: float) -> None:
+        known = self.ledger.instances.get(event.instance)
+        if known is None or event.epoch > known.info.epoch:
+            self._clocks[event.instance] = PassClock()
+            self._forget_prefixes(event.instance, event.ranks)
+        super()._instance_up(event, now)
+
+    def _instance_down(self, event: InstanceDown, now: float) -> None:
+        load = self.ledger.instances.get(event.instance)
+        if load is not None:
+            self._forget_prefixes(event.instance, load.info.ranks)
+            del self._clocks[event.instance]
+        super()._instance_down(event, now)
+
+    def _forget_prefixes(self, instance: str, ranks: int) -> None:
+        for index in range(ranks):
+            self._prefixes.forget((instance, index))
+
+    def _pass_started(self, event: PassStarted, now: float) -> None:
+        load = self.ledger.instances.get(event.instance)
+        if load is not None:
+            self._begin_pass(load, now, now)
+
+    def _pass_ended(self, event: PassEnded, now: float) -> None:
+        if not self.ledger.report(event):
+            return
+        if any(event.ran_tokens):
+            self._learn(event)
+        self._after_report(event.instance, now)
+
+    def _snapshot(self, event: Snapshot, now: float) -> None:
+        if not self.ledger.report(event):
+            return
+        load = self.ledger.instances[event.instance]
+        if load.suspect:
+            load.suspect = False
+            self.ledger.refresh()
+        self._after_report(event.instance, now)
+
+    def _learn(self, event: PassEnded) -> None:
+        """Pass time from its fullest rank and the sum over ranks: the local and the shared part of a pass."""
+        self._pass_time.observe(event.duration_s)
+        step = StepReport(max(event.ran_tokens), 0, sum(event.ran_tokens), 0.0, event.duration_s)
+        self._step_time.observe(step)
+
+    def _after_report(self, instance: str, now: float) -> None:
+        load = self.ledger.instances[instance]
+        clock = self._clocks[instance]
+        clock.polled = False
+        if any(rank.queued_tokens for rank in load.ranks):
+            self._begin_pass(load, now, now)
+        else:
+            clock.ends_s, clock.running, clock.silent_s = None, [], math.inf
+        self._place(now)
+
+    def _begin_pass(self, load: InstanceLoad, starts_s: float, now: float) -> None:
+        """Believe that a pass over what is queued begins at `starts_s`, and set the watchdog by it."""
+        clock = self._clocks[load.info.instance]
+        chunk = load.info.chunk_tokens
+        clock.running = [min(rank.queued_tokens, chunk) for rank in load.ranks]
+        clock.ends_s = starts_s + self._predict_s(clock.running)
+        patience = self.settings.watchdog_factor * (self._pass_time.mean_s or 0.0)
+        clock.silent_s = now + max(self.settings.watchdog_floor_s, patience)
+
+    def _predict_s(self, tokens: list[int]) -> float:
+        """Guess how long a pass with these tokens per rank takes; 0 before anything is known."""
+        if not self._step_time.trained("mixed"):
+            return self._pass_time.mean_s or 0.0
+        return self._step_time.predict(max(tokens), 0, sum(tokens))
+
+    # When.
+
+    def wake_at(self) -> float | None:
+        """Return the next slot, watchdog or end of a hold."""
+        silent_s = min((c.silent_s for c in self._clocks.values()), default=math.inf)
+        hold_s = super().wake_at()
+        first = min(self._slot_s if self.buffer else math.inf, silent_s, math.inf if hold_s is None else hold_s)
+        return None if first == math.inf else first
+
+    def _timer_fired(self, event: TimerFired, now: float) -> None:
+        self._watch(now)
+        super()._timer_fired(event, now)
+
+    def _place(self, now: float) -> None:
+        """Give a batch to every instance whose slot has come."""
+        self._slot_s = math.inf
+        closed: set[str] = set()
+        while self.buffer:
+            saturated = self._backlog_passes() >= self.settings.saturation_passes
+            slots = [
+                (self._slot_of(load, saturated, now), load)
+                for load in self.ledger.instances.values()
+                if load.active and load.info.instance not in closed
+            ]
+            if not slots:
+                break
+            opens_s, load = min(slots, key=lambda slot: (slot[0], slot[1].ranks[0].chosen))
+            opens_s = self._spaced(opens_s, load, now)
+            if opens_s > now:
+                self._slot_s = opens_s
+                break
+            closed.add(load.info.instance)
+            if self._fire(load, saturated, now):
+                self._fired_s = now
+        for waiting in self.buffer.values():
+            waiting.why = "every rank is full" if closed else "no slot is open"
+
+    def _slot_of(self, load: InstanceLoad, saturated: bool, now: float) -> float:
+        """Return when the instance may be given its next batch (rules 1, 2, 3 and 6)."""
+        clock = self._clocks[load.info.instance]
+        if clock.ends_s is None or saturated:
+            return now
+        chunk = load.info.chunk_tokens
+        if any(rank.queued_tokens > chunk for rank in load.ranks):
+            return max(now, clock.ends_s - self.settings.lead * self._predict_s(clock.running))
+        return math.inf
+
+    def _spaced(self, opens_s: float, load: InstanceLoad, now: float) -> float:
+        """Keep the spacing between slots, unless the batch is full or urgent (rules 4 and 5)."""
+        pass_s = self._pass_time.mean_s or 0.0
+        active = sum(1 for other in self.ledger.instances.values() if other.active)
+        gap_s = self.settings.spacing * (pass_s + self.settings.network_s) / active
+        spaced_s = max(opens_s, self._fired_s + gap_s)
+        if spaced_s <= now or self._buffered_tokens() >= load.info.ranks * load.info.chunk_tokens:
+            return opens_s
+        tightest_s = min(w.request.arrival_s + w.request.slo.ttft_s for w in self.buffer.values())
+        latest_s = tightest_s - self.settings.network_s - pass_s
+        return max(opens_s, min(spaced_s, latest_s))
+
+    def _buffered_tokens(self) -> int:
+        return sum(w.request.prompt_tokens for w in self.buffer.values())
+
+    def _backlog_passes(self) -> float:
+        """Buffered work in full passes of every active instance."""
+        room = sum(load.info.ranks * load.info.chunk_tokens for load in self.ledger.instances.values() if load.active)
+        return self._buffered_tokens() / room if room else 0.0
+
+    # Where.
+
+    def _order(self, starts_s: float, now: float) -> Iterable[Waiting]:
+        """Order the buffer for a pass that starts at `starts_s`.
+
+        Carried-over requests first, oldest first; then the new ones, longest first [P].
+        """
+        return sorted(
+            self.buffer.values(), key=lambda w: (0, w.since_s) if w.rounds else (1, -w.request.prompt_tokens)
+        )
+
+    def _fire(self, load: InstanceLoad, saturated: bool, now: float) -> bool:
+        """Pour a batch into the instance; False if nothing fits."""
+        clock = self._clocks[load.info.instance]
+        chunk = load.info.chunk_tokens
+        running = clock.running or [0] * load.info.ranks
+        bins = [Bin(r.index, chunk - (r.queued_tokens - running[r.index]), chunk) for r in load.ranks]
+        starts_s = now + self.settings.network_s if clock.ends_s is None else clock.ends_s
+        ordered = list(self._order(starts_s, now))
+        placed = pour(
+            (w.request for w in ordered), bins, hits=self._hits(load), overflow=saturated
+        )
+        for request, index in placed:
+            self._prefixes.note((load.info.instance, index), request.prefix)
+            why = "saturated" if saturated else "slot" if clock.ends_s is not None else "idle"
+            self._dispatch(self.buffer[request.id], load.ranks[index], now, why)
+        if placed:
+            for waiting in self.buffer.values():
+                waiting.rounds += 1
+            if clock.ends_s is None:
+                self._begin_pass(load, starts_s, now)
+        return bool(placed)
+
+    def _hits(self, load: InstanceLoad) -> Callable[[Request], Iterator[tuple[int, int]]]:
+        name = load.info.instance
+
+        def hits(request: Request) -> Iterator[tuple[int, int]]:
+            return ((index, hit) for (instance, index), hit in self._prefixes.best(request) if instance == name)
+
+        return hits
+
+    # Flow control and watchdog.
+
+    def _admit(self, request: Request, now: float) -> bool:
+        if not super()._admit(request, now):
+            return False
+        if self._backlog_passes() < self.settings.max_backlog_passes:
+            return True
+        self._actions.append(Reject(request.id, "backlog-full", self._retry_after_s(now)))
+        return False
+
+    def _watch(self, now: float) -> None:
+        """Poll an instance that is silent; suspect one that does not answer (rule 7)."""
+        for name, clock in self._clocks.items():
+            if now < clock.silent_s:
+                continue
+            if not clock.polled:
+                clock.polled = True
+                clock.silent_s = now + self.settings.watchdog_floor_s
+                self._actions.append(Poll(name))
+            else:
+                clock.silent_s = math.inf
+                self._suspect(name, now)
+
+    def _suspect(self, name: str, now: float) -> None:
+        load = self.ledger.instances[name]
+        load.suspect = True
+        self.ledger.refresh()
+        for placement in reversed(self.ledger.on(name)):
+            if not placement.prefilled:
+                self.ledger.release(placement.request.id)
+                self._actions.append(Recall(placement.request.id, name, "silent"))
+                self._take_back(placement.request, now)

@@ -1,0 +1,142 @@
+"""Policies side by side: every policy, batch policy, load and seed is one simulation.
+
+import headway
+result = headway.compare(workload="azure-code", policies=["staggered", "least-tokens"], load=[0.5, 0.8])
+result.rows()      # one record per run, for a DataFrame
+"""
+
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from headway.core.errors import ConfigError
+from headway.hosts.sim.sweep import Progress, Setup, Task, check_policies, check_positive, prepare, run_tasks
+from headway.model.cluster import ClusterSpec
+from headway.report.metrics import Distribution, PassRecord, Run, distribution
+from headway.report.results import Comparison, Provenance
+
+__all__ = ["DEFAULT_LOADS", "Comparison", "Provenance", "Run", "compare", "default_policies"]
+
+DEFAULT_LOADS = (0.2, 0.4, 0.6, 0.8, 1.0)
+DEFAULT_BATCH = ("vllm-v1",)
+
+#: The load whose passes are drawn: busy enough that bubbles matter, not yet a queue without end.
+_TIMELINE_LOAD = 0.75
+#: Where in the run the drawn stretch begins, how many passes it should show, and how long it may be.
+_TIMELINE_START = 0.4
+_TIMELINE_PASSES = 12
+_TIMELINE_MOST_S = 10.0
+
+_Result = tuple[Run, Distribution, list[PassRecord]]
+
+
+def default_policies(cluster: ClusterSpec) -> list[str]:
+    """What is compared when nothing is named: ours against the strongest and the plainest baselines."""
+    if cluster.disaggregated:
+        return ["staggered", "triage", "least-tokens", "round-robin"]
+    return ["pab", "least-tokens", "round-robin"]
+
+
+def compare(
+    *,
+    trace: str | Path | None = None,
+    workload: str | None = None,
+    cluster: str | Path | ClusterSpec = "dsv3-h200-pd",
+    policies: Sequence[str] | None = None,
+    batch: Sequence[str] = DEFAULT_BATCH,
+    load: Sequence[float] | None = None,
+    rps: Sequence[float] | None = None,
+    arrivals: str | None = None,
+    requests: int | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    slo_ttft_s: float | None = None,
+    slo_tpot_s: float | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    timeline: bool = False,
+    command: str | None = None,
+) -> Comparison:
+    """Simulate every policy × batch policy × rate × seed and return what each did to latency.
+
+    `load` is a fraction of nominal capacity; `rps` gives rates in requests per second instead. `arrivals`:
+    "recorded" (default for a trace), "poisson" (default otherwise) or "gamma:CV". `requests`: None takes the
+    whole trace. SLOs in seconds; None takes the cluster's. `timeline` keeps the passes of a window in
+    mid-run. Raises ConfigError, before any simulation, for whatever is wrong with the input.
+    """
+    setup = prepare(
+        trace=trace,
+        workload=workload,
+        cluster=cluster,
+        arrivals=arrivals,
+        requests=requests,
+        slo_ttft_s=slo_ttft_s,
+        slo_tpot_s=slo_tpot_s,
+    )
+    policies = list(policies) if policies is not None else default_policies(setup.cluster)
+    check_policies(setup.cluster, policies, batch)
+    rates = _rates(setup, load, rps)
+    seed_list = _seeds(seed, seeds)
+    tasks = [Task(p, b, x, r, s) for x, r in rates for p in policies for b in batch for s in seed_list]
+    shown = min(rates, key=lambda rate: abs((rate[0] or rate[1] / setup.nominal_rps) - _TIMELINE_LOAD))
+    work = [(task, timeline and task.rps == shown[1] and task.seed == seed) for task in tasks]
+    results = run_tasks(_run, setup, work, workers=workers, progress=progress)
+    runs = [run for run, _, _ in results]
+    comparison = Comparison(
+        cluster=setup.cluster.name,
+        workload=setup.workload.name,
+        runs=runs,
+        provenance=setup.provenance(command or command_line(), seed_list, runs[0].requests),
+        distributions=[distribution for _, distribution, _ in results],
+    )
+    for index, passes in _common_window(results).items():
+        comparison.timelines[comparison.label(runs[index].policy, runs[index].batch)] = passes
+    return comparison
+
+
+def command_line() -> str:
+    """The command that started this process, as one would type it."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _rates(
+    setup: Setup, load: Sequence[float] | None, rps: Sequence[float] | None
+) -> list[tuple[float | None, float]]:
+    """Pairs (load, requests per second); load is None where the rate was given itself."""
+    if load is not None and rps is not None:
+        raise ConfigError("give load or rps, not both")
+    if rps is not None:
+        check_positive("rps", rps)
+        return [(None, rate) for rate in rps]
+    load = DEFAULT_LOADS if load is None else load
+    check_positive("load", load)
+    return [(fraction, fraction * setup.nominal_rps) for fraction in load]
+
+
+def _seeds(seed: int, seeds: int) -> list[int]:
+    if seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, got {seeds}")
+    return list(range(seed, seed + seeds))
+
+
+def _run(setup: Setup, work: tuple[Task, bool]) -> _Result:
+    task, keep_passes = work
+    result = setup.simulate(task, keep_passes=keep_passes)
+    start_s = _TIMELINE_START * result.outcomes[-1].arrival_s
+    passes = _between(result.passes, start_s, start_s + _TIMELINE_MOST_S)
+    return task.summarise(result), distribution(result.outcomes), passes
+
+
+def _common_window(results: Sequence[_Result]) -> dict[int, list[PassRecord]]:
+    """Cut the kept passes, by index of result, to one stretch with several prefills in it."""
+    kept = {index: passes for index, (_, _, passes) in enumerate(results) if passes}
+    every = [p for passes in kept.values() for p in passes]
+    prompts_s = [p.end_s - p.start_s for p in every if any(p.prefill_tokens)]
+    start_s = min((p.end_s for p in every), default=0.0)
+    end_s = start_s + min(_TIMELINE_MOST_S, _TIMELINE_PASSES * statistics.fmean(prompts_s or [0.1]))
+    return {index: _between(passes, start_s, end_s) for index, passes in kept.items()}
+
+
+def _between(passes: Sequence[PassRecord], start_s: float, end_s: float) -> list[PassRecord]:
+    return [p for p in passes if p.end_s > start_s and p.start_s < end_s]

@@ -1,0 +1,164 @@
+"""An instance as it truly is in a simulation: its engines, what it has received, and what it reports.
+
+Ranks in lockstep are one engine; independent ranks are one engine of one rank each, which start and report one by one.
+"""
+
+import random
+from collections.abc import Callable
+
+from headway.core.batch.contract import BatchPolicy
+from headway.core.events import InstanceUp, PassEnded, Snapshot
+from headway.model.cluster import PoolSpec
+from headway.model.engine import Engine, PassOutcome, Work
+
+__all__ = ["Group", "Inbox", "Instance"]
+
+
+class Inbox:
+    """Which dispatches of an epoch have been received.
+
+    `acknowledged` is the highest number such that it and all lower ones were received: KV transfers of different
+    lengths overtake each other.
+    """
+
+    __slots__ = ("_ahead", "_numbered", "acknowledged")
+
+    def __init__(self) -> None:
+        self.acknowledged = 0
+        self._numbered = False
+        self._ahead: set[int] = set()
+
+    def expect(self, number: int) -> None:
+        """Note that this number is on its way; the first one says where an epoch begins to count."""
+        if not self._numbered:
+            self._numbered = True
+            self.acknowledged = number - 1
+
+    def receive(self, number: int) -> None:
+        """Note that this number is there."""
+        self._ahead.add(number)
+        while self.acknowledged + 1 in self._ahead:
+            self.acknowledged += 1
+            self._ahead.remove(self.acknowledged)
+
+
+class Group:
+    """Ranks that run passes together. `generation` grows when the instance dies: what was scheduled before is void."""
+
+    __slots__ = ("engine", "first_rank", "generation", "instance", "overdue", "started_s", "starting")
+
+    def __init__(self, instance: "Instance", engine: Engine, first_rank: int) -> None:
+        self.instance = instance
+        self.engine = engine
+        self.first_rank = first_rank
+        self.generation = 0
+        self.started_s = 0.0
+        self.starting = False
+        self.overdue = False  # the pass should have ended, but the instance hangs
+
+    def report(self, passed: PassOutcome, now: float) -> PassEnded:
+        """Tell what a pass did and how the ranks stand after it."""
+        instance, engine = self.instance, self.engine
+        instance.sequence += 1
+        return PassEnded(
+            instance.name,
+            instance.epoch,
+            instance.sequence,
+            instance.inbox.acknowledged,
+            now - self.started_s,
+            passed.ran_tokens,
+            engine.queued_tokens(),
+            engine.kv_blocks(),
+            engine.running(),
+            engine.waiting(),
+            engine.pab_tokens(now),
+            self.first_rank,
+        )
+
+
+class Instance:
+    """One instance of a pool. `told_epoch` is the one the policy has heard of: its dispatches are meant for that."""
+
+    __slots__ = ("alive", "epoch", "groups", "hung", "inbox", "name", "pool", "sequence", "told_epoch")
+
+    def __init__(
+        self,
+        name: str,
+        pool: PoolSpec,
+        make_batch: Callable[[str], BatchPolicy],
+        make_rng: Callable[[str], random.Random],
+    ) -> None:
+        """Build its engines. Batch policies and sources of random numbers are asked for by name, such as "decode-0/3"."""
+        self.name = name
+        self.pool = pool
+        self.alive = True
+        self.hung = False
+        self.epoch = self.told_epoch = self.sequence = 0
+        self.inbox = Inbox()
+        self.groups: list[Group] = []
+        for ranks in [range(pool.ranks)] if pool.lockstep else [range(r, r + 1) for r in range(pool.ranks)]:
+            batches = [make_batch(f"{name}/{rank}") for rank in ranks]
+            engine = Engine(pool, batches, make_rng(f"{name}/{ranks[0]}"))
+            self.groups.append(Group(self, engine, ranks[0]))
+
+    @property
+    def works(self) -> bool:
+        """Whether it runs passes and answers."""
+        return self.alive and not self.hung
+
+    def up(self) -> InstanceUp:
+        """Announce the instance in its present epoch."""
+        return self.pool.instance_up(self.name, self.epoch)
+
+    def locate(self, rank: int) -> tuple[Group, int]:
+        """Return the group of a rank and its place there."""
+        return (self.groups[0], rank) if self.pool.lockstep else (self.groups[rank], 0)
+
+    def die(self) -> list[Work]:
+        """Lose everything; return the requests that were there."""
+        self.alive = self.hung = False
+        lost = []
+        for group in self.groups:
+            lost.extend(group.engine.drop_all())
+            group.generation += 1
+            group.starting = group.overdue = False
+        return lost
+
+    def restart(self) -> None:
+        """Come back from death, empty."""
+        self.alive = True
+        self.epoch += 1
+        self.sequence = 0
+        self.inbox = Inbox()
+
+    def slow_down(self, factor: float) -> None:
+        """Multiply the time of its passes from the next one on."""
+        for group in self.groups:
+            group.engine.slowdown = factor
+
+    def snapshot(self, now: float) -> Snapshot:
+        """Tell how all ranks stand."""
+        self.sequence += 1
+        engines = [group.engine for group in self.groups]
+        return Snapshot(
+            self.name,
+            self.epoch,
+            self.sequence,
+            self.inbox.acknowledged,
+            busy=any(engine.busy for engine in engines),
+            queued_tokens=_join([engine.queued_tokens() for engine in engines]),
+            kv_blocks=_join([engine.kv_blocks() for engine in engines]),
+            running=_join([engine.running() for engine in engines]),
+            waiting=_join([engine.waiting() for engine in engines]),
+            pab_tokens=_join([engine.pab_tokens(now) for engine in engines]),
+        )
+
+
+def _join(parts: list[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """Ranks of all groups in one tuple; None when any group does not say."""
+    whole: list[int] = []
+    for part in parts:
+        if part is None:
+            return None
+        whole.extend(part)
+    return tuple(whole)

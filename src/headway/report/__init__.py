@@ -1,0 +1,1 @@
+"""What came of a run: measures, tables, pictures, a page. Knows no host and no cluster, only records."""

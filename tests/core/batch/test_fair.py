@@ -1,0 +1,155 @@
+"""Steps cost 5 ms + 20 µs a token here (`fakes.plain_cost`), so 50 ms hold 2,250 tokens."""
+
+import random
+
+import pytest
+from fakes import FakeView, chunks, decode, prompt, teach
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headway.core.batch import StepReport, batch_policies
+
+
+def make(spec="fair", cost=None):
+    policy = batch_policies.create(spec, random.Random(0))
+    teach(policy, cost) if cost else teach(policy)
+    return policy
+
+
+def near(tokens):
+    return pytest.approx(tokens, rel=0.01)
+
+
+def test_a_chunk_is_what_the_tightest_decode_leaves():
+    long, tight = prompt(8000, at=0.9), decode(at=0.0, generated=1)  # its next token is due at 1.05
+    plan = make().plan(FakeView(waiting=[long], decodes=[tight]), now=0.95)  # 100 ms of slack
+    assert chunks(plan)[0] == (long, near(4749))
+    assert not plan.skipped
+
+
+def test_the_budget_is_never_under_one_tpot():
+    long, late = prompt(8000, at=0.9), decode(at=0.0, generated=1)
+    plan = make().plan(FakeView(waiting=[long], decodes=[late]), now=5.0)
+    assert chunks(plan)[0] == (long, near(2249))
+
+
+def test_with_no_decode_running_the_token_cap_is_the_only_limit():
+    long = prompt(20_000)
+    assert chunks(make().plan(FakeView(waiting=[long]), now=0.0)) == [(long, 8192)]
+
+
+def test_a_decode_with_slack_yields_to_a_prompt_and_is_skipped():
+    tight = decode(at=0.0, generated=1)  # due at 1.05
+    ahead = decode(at=0.0, generated=41)  # due at 3.05
+    long, short = prompt(8000, at=0.9), prompt(100, at=0.9)
+    policy = make()
+    crowded = policy.plan(FakeView(waiting=[long], decodes=[ahead, tight]), now=1.0)
+    assert list(crowded.skipped) == [ahead]
+    roomy = policy.plan(FakeView(waiting=[short], decodes=[ahead, tight]), now=1.0)
+    assert chunks(roomy) == [(short, 100)] and not roomy.skipped
+
+
+def test_of_the_decodes_with_slack_those_with_least_run_first():
+    tight = decode(at=0.0, generated=1)
+    ahead = [decode(at=0.0, generated=41 + i, context=50_000) for i in (2, 0, 1)]
+    policy = make(cost=lambda new, context, attention: 0.005 + 20e-6 * new + 300e-9 * context)
+    # 45 ms beside the fixed 5: two of 15 ms and the tight one.
+    plan = policy.plan(FakeView(decodes=[*ahead, tight]), now=1.0)
+    assert list(plan.skipped) == [ahead[0]]
+
+
+def test_urgent_decodes_all_run_even_if_they_exceed_the_budget_and_no_prompt_does():
+    urgent = [decode(at=0.0, generated=1) for _ in range(8)]
+    policy = make(cost=lambda new, context, attention: 0.005 + 10e-6 * new + 10e-6 * context)
+    plan = policy.plan(FakeView(waiting=[prompt(100, at=0.9)], decodes=urgent), now=1.0)
+    assert chunks(plan) == [] and plan.decode and not plan.skipped
+
+
+def test_prompts_begun_come_first_then_waiting_ones_by_deadline():
+    begun = prompt(500, at=0.5, done=400)
+    patient, hasty = prompt(300, at=0.6, ttft_s=5.0), prompt(300, at=0.7, ttft_s=0.5)
+    view = FakeView(waiting=[patient, hasty], prefilling=[begun], decodes=[decode()])
+    assert chunks(make().plan(view, now=0.8)) == [(begun, 100), (hasty, 300), (patient, 300)]
+
+
+def test_the_anchor_decides_whether_an_early_first_token_is_slack():
+    early = decode(at=0.0, generated=1, first=0.1)  # due at 1.05 by the paper, at 0.15 by its first token
+    long = prompt(8000, at=0.1)
+    view = FakeView(waiting=[long], decodes=[early], token_cap=8192)
+    assert chunks(make("fair").plan(view, now=0.12)) == [(long, 8000)]
+    assert chunks(make("fair:anchor=first-token").plan(view, now=0.12)) == [(long, near(2249))]
+
+
+def test_attention_shortens_the_chunk_of_a_long_prompt():
+    policy = make(cost=lambda new, context, attention: 0.005 + 20e-6 * new + 1e-9 * attention)
+    late = decode(generated=1)
+    fresh, deep = prompt(40_000, at=4.9), prompt(40_000, at=4.9, done=20_000)
+    at_start = chunks(policy.plan(FakeView(prefilling=[fresh], decodes=[late]), now=5.0))[0][1]
+    far_in = chunks(policy.plan(FakeView(prefilling=[deep], decodes=[late]), now=5.0))[0][1]
+    assert at_start == pytest.approx(2135, rel=0.03)  # 20 µs·n + n²/2 ns = 45 ms
+    assert far_in == pytest.approx(1098, rel=0.03)  # 40 µs·n + n²/2 ns = 45 ms
+
+
+def test_while_it_learns_it_is_stall_free():
+    policy = batch_policies.create("fair:learning_tokens=256", random.Random(0))
+    long, ahead = prompt(8000), decode(generated=100)
+    plan = policy.plan(FakeView(waiting=[long], decodes=[ahead]), now=0.0)
+    assert chunks(plan) == [(long, 256)] and not plan.skipped
+
+
+def test_it_does_not_plan_far_beyond_what_it_measured():
+    policy = batch_policies.create("fair", random.Random(0))
+    for new in (100, 200, 300, 400, 500) * 5:
+        policy.observe(StepReport(new + 1, 1, 1000, 0.0, 0.005 + 20e-6 * new), 0.0)
+    long, ahead = prompt(8000), decode(generated=100)
+    plan = policy.plan(FakeView(waiting=[long], decodes=[ahead]), now=0.0)
+    assert chunks(plan) == [(long, 2 * 501 - 1)]
+
+
+@given(
+    prompts=st.lists(st.integers(1, 5000), max_size=8),
+    begun=st.lists(st.integers(2, 5000), max_size=3),
+    ahead=st.lists(st.integers(1, 400), max_size=40),
+    now=st.floats(10.0, 20.0),
+)
+def test_where_no_deadline_binds_the_step_is_vllm_v1s(prompts, begun, ahead, now):
+    lax = {"ttft_s": 1000.0, "tpot_s": 1000.0}
+    view = FakeView(
+        waiting=[prompt(n, at=5.0 + i, **lax) for i, n in enumerate(prompts)],
+        prefilling=[prompt(n, at=float(i), done=n // 2, **lax) for i, n in enumerate(begun)],
+        decodes=[decode(generated=g, **lax) for g in ahead],
+    )
+    plan = FAIR.plan(view, now)
+    assert chunks(plan) == chunks(VLLM.plan(view, now))
+    assert plan.decode and not plan.skipped
+
+
+FAIR = make()
+VLLM = batch_policies.create("vllm-v1", random.Random(0))
+
+
+class TestAdmissionBudget:
+    def test_it_says_nothing_before_it_knows_step_times(self):
+        policy = batch_policies.create("fair", random.Random(0))
+        assert policy.admission_budget(FakeView(), now=0.0) is None
+
+    def test_an_idle_rank_takes_what_the_ttft_target_holds(self):
+        policy = make()
+        assert policy.admission_budget(FakeView(), now=0.0) == near(99_750)  # 2 s, default target: (2 − a)/b
+
+    def test_running_decodes_reserve_the_tokens_due_within_the_target(self):
+        # Next token due at 1.05, now 1.0, H = 1 s: need = ⌊0.95/0.05⌋ + 1 = 20 tokens in 20 steps.
+        view = FakeView(decodes=[decode(at=0.0, generated=1)])
+        budget = make().admission_budget(view, now=1.0001)
+        assert budget == near((1.0 - 20 * 0.005 - 20 * 20e-6) / 20e-6)
+
+    def test_queued_prompts_count(self):
+        view = FakeView(waiting=[prompt(10_000)], prefilling=[prompt(20_000, done=10_000)])
+        assert make().admission_budget(view, now=0.0) == near((1.0 - 0.005) / 20e-6 - 20_000)
+
+    def test_free_kv_caps_it(self):
+        assert make().admission_budget(FakeView(free_blocks=100), now=0.0) == 1600
+        assert make().admission_budget(FakeView(waiting=[prompt(1000)], free_blocks=100), now=0.0) == 600
+
+    def test_a_full_queue_leaves_nothing(self):
+        assert make().admission_budget(FakeView(waiting=[prompt(60_000)]), now=0.0) == 0
