@@ -44,6 +44,8 @@ class Parrot(ClusterPolicy):
 
 
 SEND = Dispatch("r1", "engine-0", 0, 1)
+ONCE_MORE = Dispatch("r1", "engine-0", 0, 2)
+LOST = Failed("r1", "lost", True)
 TO_PREFILL, TO_DECODE = Dispatch("r1", "prefill-0", 0, 1), Dispatch("r1", "decode-0", 0, 1)
 
 
@@ -99,10 +101,13 @@ def test_waking_for_nothing_for_ever_is_caught():
 @pytest.mark.parametrize(
     ("script", "answers"),
     [
-        ([up("engine-0"), arrived("r1"), Failed("r1", "lost", True)], [[], [SEND], [Dispatch("r1", "engine-0", 0, 2)]]),
-        ([up("engine-0"), arrived("r1"), up("engine-0")], [[], [SEND], [Recall("r1", "engine-0"), Reject("r1", "no")]]),
+        ([up("engine-0"), arrived("r1"), LOST], [[], [SEND], [ONCE_MORE]]),
         (
-            [up("engine-0"), arrived("r1"), InstanceDown("engine-0"), Failed("r1", "lost", True), up("engine-0", epoch=1)],
+            [up("engine-0"), arrived("r1"), up("engine-1")],
+            [[], [SEND], [Recall("r1", "engine-0"), Reject("r1", "no")]],
+        ),
+        (
+            [up("engine-0"), arrived("r1"), InstanceDown("engine-0"), LOST, up("engine-0", epoch=1)],
             [[], [SEND], [], [], [SEND]],
         ),
         (

@@ -46,8 +46,9 @@ MAX_IDLE_WAKES = 100
 class ContractCheck:
     """Watches a policy from outside.
 
-    1. It acts only on requests that arrived and are not over (cancelled, finished, rejected, failed for good).
-    2. It dispatches a request once; again only after `Recall` or `Failed(retry=True)`, or, after `PrefillDone`, once
+    1. It acts only on requests that arrived and are not over (cancelled, finished, rejected, failed for
+    good). 2. It dispatches a request once; again only after `Recall` or `Failed(retry=True)`, or, after
+    `PrefillDone`, once
        more to a decode instance.
     3. It dispatches only to instances that are up and not draining, to ranks they have, prompts to prefill or
        aggregated ones, prefilled requests to decode ones.
@@ -98,7 +99,7 @@ class ContractCheck:
         self.placed.pop(request_id, None)
 
     def _prefill_done(self, request_id: str) -> None:
-        """From a prefill instance the request comes back into the policy's hands, to be placed for its decode."""
+        """From a prefill instance it comes back into the policy's hands, to be placed for its decode."""
         self.prefilled.add(request_id)
         name, _ = self.placed.get(request_id, ("", 0))
         if name in self._up and self._up[name].role is Role.PREFILL:
@@ -149,8 +150,8 @@ class ContractCheck:
 class ScriptedHost:
     """Runs scripts through a policy, waking it when it wants to be woken.
 
-    `log` is its decision log, `actions` the (time, action) pairs, `check` the contract's. With `lateness_s` every
-    timer fires that late, as on a busy host, unless a scripted event comes first.
+    `log` is its decision log, `actions` the (time, action) pairs, `check` the contract's. With `lateness_s`
+    every timer fires that late, as on a busy host, unless a scripted event comes first.
     """
 
     def __init__(self, policy: ClusterPolicy, *, lateness_s: float = 0.0) -> None:
@@ -167,10 +168,10 @@ class ScriptedHost:
         return dict(self.check.placed)
 
     def run(self, script: Script, until: float | None = None) -> list[tuple[float, Action]]:
-        """Run a script, then wait until `until` (None: its last event). Return what was done since the start of it.
+        """Run a script, then wait until `until` (None: its last event). Return what was done meanwhile.
 
-        Timers come after the events of the same instant. Raises InvariantError when the policy breaks its contract,
-        or the script goes back in time.
+        Timers come after the events of the same instant. Raises InvariantError when the policy breaks its
+        contract, or the script goes back in time.
         """
         before = len(self.actions)
         for at_s, event in script:

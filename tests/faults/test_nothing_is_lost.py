@@ -1,4 +1,4 @@
-"""Instances die, hang, slow down and come back: every request is completed or rejected for a reason, none is lost."""
+"""Instances die, hang, slow down and come back: every request is completed or rejected, none is lost."""
 
 import random
 
@@ -20,7 +20,8 @@ RUNS = [(preset, policy) for preset, policies in POLICIES.items() for policy in 
 SCENARIOS = {
     "dies": ["die:{0}@1"],
     "dies and comes back": ["die:{0}@1", "recover:{0}@2"],
-    "blinks, faster than the news of it": ["die:{0}@1", "recover:{0}@1.0001", "die:{0}@1.0002", "recover:{0}@1.0003"],
+    "dies and comes back faster than the news of it": ["die:{0}@1", "recover:{0}@1.0001"],
+    "blinks twice": ["die:{0}@1", "recover:{0}@1.0001", "die:{0}@1.0002", "recover:{0}@1.0003"],
     "hangs for good": ["hang:{0}@1"],
     "hangs and comes back": ["hang:{0}@1", "recover:{0}@15"],
     "hangs, then dies, then comes back": ["hang:{0}@1", "die:{0}@2", "recover:{0}@3"],

@@ -81,7 +81,7 @@ def test_dense_steps_are_met_within_the_error_of_the_fit(name, model, system, er
     for row in rows("dense_steps.csv", model=model, system=system, tp="1"):
         if not row["backend"].startswith("vllm"):
             continue
-        # K is the context of decodes: the table's prefill rows put the prompts' own context there, which Q has.
+        # K is the context of decodes; the table's prefill rows put the prompts' own there, which Q has.
         context = 0.0 if row["phase"] == "prefill" else float(row["K"])
         seconds = FITTED[name].step_s([float(row["new_tokens"])], [0], [context], [float(row["Q"])])
         errors.append(abs(seconds / (float(row["ms"]) / 1e3) - 1))

@@ -66,7 +66,7 @@ class Witness:
             return
         if meanwhile:
             meanwhile()
-        assert all(work.generated_tokens == before.get(name, work.generated_tokens) for name, work in self.works.items())
+        assert before == {name: work.generated_tokens for name, work in self.works.items()}
         self.now += duration_s
         outcome = self.engine.end_pass(self.now)
         for work in outcome.finished:
@@ -95,7 +95,7 @@ class Witness:
             assert rank.decode_context_tokens == sum(work.context_tokens for work in decoding)
             assert rank.queued_tokens == sum(work.todo_tokens for work in (*begun, *rank.waiting))
             assert rank.kv.used == self.blocks_in_use(rank, [*decoding, *begun])
-            assert 0 <= rank.free_blocks and rank.kv.used + rank.kv.cached <= rank.kv.blocks
+            assert rank.free_blocks >= 0 and rank.kv.used + rank.kv.cached <= rank.kv.blocks
             assert rank.free_seats >= 0
 
     @staticmethod
@@ -147,7 +147,8 @@ def check_the_end(witness: Witness) -> None:
         assert work.truncated == (witness.left[name] == "finished" and want < work.output_tokens)
         first = 1 if work.prefilled else 0
         assert len(times) == want - first
-        late = [at - asked.slo.deadline_s(asked.arrival_s, token) for token, at in enumerate(times, start=first)]
+        line = asked.slo.deadline_s
+        late = [at - line(asked.arrival_s, token) for token, at in enumerate(times, start=first)]
         assert work.lateness_s == pytest.approx(max(late), abs=1e-9)
 
 

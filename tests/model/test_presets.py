@@ -43,7 +43,9 @@ def test_ranks_of_the_disaggregated():
 
 def test_loading_by_name_or_file(tmp_path):
     assert load_cluster("llama8b-h100") is PRESETS["llama8b-h100"]
-    with pytest.raises(ConfigError, match="unknown cluster preset 'lama8b-h100': did you mean 'llama8b-h100'"):
+    with pytest.raises(
+        ConfigError, match="unknown cluster preset 'lama8b-h100': did you mean 'llama8b-h100'"
+    ):
         load_cluster("lama8b-h100")
     with pytest.raises(ConfigError, match=r"gone.toml: cannot read"):
         load_cluster(str(tmp_path / "gone.toml"))

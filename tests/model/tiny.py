@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from headway.core.batch.contract import BatchPolicy, BatchView, Plan
 from headway.core.events import Role
-from headway.core.request import Request, Slo
+from headway.core.request import DEFAULT_SLO, Request, Slo
 from headway.core.settings import Settings
-from headway.model.costs import DenseCosts, LockstepCosts, PhaseCosts
 from headway.model.cluster import PoolSpec
+from headway.model.costs import DenseCosts, LockstepCosts, PhaseCosts
 from headway.model.engine import Engine, Work
 
 #: 10 ms a pass, 1 ms a token: easy to reckon by hand.
@@ -53,7 +53,9 @@ def pool(role: Role = Role.AGGREGATED, **changes) -> PoolSpec:
     return PoolSpec(**spec)
 
 
-def engine(role: Role = Role.AGGREGATED, *, kind: type[BatchPolicy] = FirstCome, ranks: int = 1, **changes) -> Engine:
+def engine(
+    role: Role = Role.AGGREGATED, *, kind: type[BatchPolicy] = FirstCome, ranks: int = 1, **changes
+) -> Engine:
     return Engine(pool(role, ranks=ranks, **changes), policies(kind, ranks), random.Random(0))
 
 
@@ -64,8 +66,18 @@ def scripted(script, **changes) -> Engine:
     return Engine(spec, [policy], random.Random(0))
 
 
-def request(name: str, prompt_tokens: int, *, arrival_s: float = 0.0, slo: Slo = Slo(), prefix: Sequence[int] = ()):
-    return Request(name, arrival_s, prompt_tokens, slo, prefix=tuple(prefix), prefix_block_tokens=8 if prefix else 0)
+def request(
+    name: str,
+    prompt_tokens: int,
+    *,
+    arrival_s: float = 0.0,
+    slo: Slo = DEFAULT_SLO,
+    prefix: Sequence[int] = (),
+):
+    block_tokens = 8 if prefix else 0
+    return Request(
+        name, arrival_s, prompt_tokens, slo, prefix=tuple(prefix), prefix_block_tokens=block_tokens
+    )
 
 
 def work(name: str, prompt_tokens: int, output_tokens: int, *, prefilled: bool = False, **more) -> Work:

@@ -1,1 +1,4 @@
-"""Hosts: what surrounds a policy and gives it time. Each has a `driver.py`, the only file there that calls a policy."""
+"""Hosts: what surrounds a policy and gives it time.
+
+Each has a `driver.py`, the only file there that calls a policy.
+"""

@@ -237,6 +237,8 @@ def _changed(pool: PoolSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 # Errors as one line
 
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
 _KNOWN_KEYS: dict[str, tuple[str, ...]] = {
     "": tuple(ClusterSpec.model_fields),
     "slo": tuple(field.name for field in fields(Slo)),
@@ -250,11 +252,11 @@ _KNOWN_KEYS: dict[str, tuple[str, ...]] = {
 
 
 def _one_line(error: ValidationError, where: str) -> ConfigError:
-    """Turn the first complaint of pydantic into ours."""
-    first = error.errors()[0]
+    """Turn one complaint of pydantic into ours: a misspelt key before the key that is missing for it."""
+    first = min(error.errors(), key=lambda each: each["type"] not in _UNKNOWN_KEY)
     *parents, last = first["loc"] or ("",)
     path = _path(first["loc"])
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in _UNKNOWN_KEY:
         table = next((str(p) for p in reversed(parents) if isinstance(p, str) and p in _KNOWN_KEYS), "")
         known = _KNOWN_KEYS[table]
         near = get_close_matches(str(last), known, n=1, cutoff=0.5)

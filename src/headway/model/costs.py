@@ -12,7 +12,7 @@ throughout.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from headway.core.errors import ConfigError
@@ -70,6 +70,11 @@ class LockstepCosts:
     sync_over: Literal["mean", "max"] = "mean"
     form: Literal["lockstep"] = "lockstep"
 
+    def __post_init__(self) -> None:
+        if self.mixed is None:
+            own = replace(self.prefill, context_token_s=self.decode.context_token_s)
+            object.__setattr__(self, "mixed", own)
+
     def decode_step_s(self, decodes: Sequence[float], contexts: Sequence[float]) -> float:
         """Return the time of a pass without prompts. Arguments of shape (ranks,)."""
         cost = self.decode
@@ -98,20 +103,7 @@ class LockstepCosts:
     def _phase(self, chunk_tokens: float, decodes: float) -> PhaseCosts:
         if not chunk_tokens:
             return self.decode
-        return self._mixed() if decodes else self.prefill
-
-    def _mixed(self) -> PhaseCosts:
-        if self.mixed is not None:
-            return self.mixed
-        own, prefill = self.decode.context_token_s, self.prefill
-        return PhaseCosts(
-            prefill.fixed_s,
-            prefill.token_s,
-            own,
-            prefill.attention_s,
-            prefill.sync_fixed_s,
-            prefill.sync_token_s,
-        )
+        return self.mixed if decodes and self.mixed else self.prefill
 
 
 @dataclass(frozen=True, slots=True)

@@ -419,7 +419,7 @@ def _draw_lanes(
             prefills.append(_box(start, end, bottom, share))
             if running:
                 part = 0.84 * min(1.0, (tokens + running) / record.chunk_tokens)
-                decodes.append(_box(start, end, bottom - share, max(0.06, part - share)))
+                decodes.append(_box(start, end, bottom - share, min(0.84 - share, max(0.06, part - share))))
     axes.add_collection(PolyCollection(prefills, facecolors=_PREFILL, linewidths=0))
     axes.add_collection(PolyCollection(decodes, facecolors=_DECODE, linewidths=0))
     frames = PolyCollection(outlines, facecolors="none", edgecolors=_INK, linewidths=0.3, alpha=0.7)

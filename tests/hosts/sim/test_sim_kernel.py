@@ -48,5 +48,5 @@ def test_stop_lets_the_instant_end():
 def test_the_past_and_no_time_at_all_are_refused(time_s):
     kernel = Kernel()
     kernel.at(1.0, REPORT, lambda now: kernel.at(time_s, REPORT, print))
-    with pytest.raises(InvariantError, match="when it is 1.0 s already"):
+    with pytest.raises(InvariantError, match=r"when it is 1\.0 s already"):
         kernel.run()

@@ -1,11 +1,13 @@
 """The simulated cluster carries out what a policy asks for, and makes the events that follow from it.
 
-A request's way: arrival → policy → dispatch (on the wire, with its KV when it is prefilled) → engine → first token
-→ report → (to a decode instance by the same way) → last token → report. What a client sees is timed at the engine;
-what the policy sees comes a report latency later. Whether a request can still be taken back is decided by the
-host's view, as at a real front door: until its first token was reported, what an engine made of it is thrown away.
+A request's way: arrival → policy → dispatch (on the wire, with its KV when it is prefilled) → engine →
+first token → report → (to a decode instance by the same way) → last token → report. What a client sees is
+timed at the engine; what the policy sees comes a report latency later. Whether a request can still be taken
+back is decided by the host's view, as at a real front door: until its first token was reported, what an
+engine made of it is thrown away.
 
-Simplification: once its KV left for, or waits for, a decode instance, the death of the prefill instance does not hurt it.
+Simplification: once its KV left for, or waits for, a decode instance, the death of the prefill instance
+does not hurt it.
 """
 
 import random
@@ -47,7 +49,10 @@ PATIENCE_S = 600.0
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A request that is not resolved. `work` is what of it is at an instance or on its way; None: the policy has it."""
+    """A request that is not resolved.
+
+    `work` is what of it is at an instance or on its way there; None: the policy has it.
+    """
 
     request: Request
     outcome: Outcome
@@ -64,9 +69,9 @@ class Flight:
 class SimCluster:
     """One run: `run()` it once, then read `outcomes`, `passes`, `counters` and `kernel.now`.
 
-    `make_batch` and the seeds are by name, so that the engines of two policies draw the same random numbers.
-    Raises ConfigError for a fault of an unknown instance and arrivals that go backwards, InvariantError when the
-    policy breaks its contract.
+    `make_batch` and the seeds are by name, so that the engines of two policies draw the same random
+    numbers. Raises ConfigError for a fault of an unknown instance and arrivals that go backwards,
+    InvariantError when the policy breaks its contract.
     """
 
     def __init__(

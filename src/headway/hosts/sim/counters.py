@@ -8,9 +8,9 @@ __all__ = ["PassCounters"]
 class PassCounters:
     """Sums over the passes of one simulation.
 
-    Chunk utilisation `Σ used / Σ D·C` and bubble `1 − mean_d(used) / max_d(used)` are over the passes that computed
-    prompt tokens (algorithms §3); decode imbalance `max_d(B) / mean_d(B) − 1` is over those that decoded. NaN when
-    there was no such pass.
+    Chunk utilisation `Σ used / Σ D·C` and bubble `1 − mean_d(used) / max_d(used)` are over the passes that
+    computed prompt tokens (algorithms §3); decode imbalance `max_d(B) / mean_d(B) − 1` is over those that
+    decoded. NaN when there was no such pass.
     """
 
     __slots__ = ("_bubbles", "_decode_passes", "_imbalances", "_offered", "_prefill_passes", "_used", "steps")

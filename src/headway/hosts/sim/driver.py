@@ -1,4 +1,7 @@
-"""The simulator's driver, the only file here that calls a cluster policy: hand in, observe, carry out, arm the timer."""
+"""The simulator's driver, the only file here that calls a cluster policy.
+
+Hand an event in, let observers see, carry out the actions, arm the timer.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -18,7 +21,11 @@ MAX_IDLE_WAKES = 100
 
 
 class Driver:
-    """Drives one policy in virtual time. `carry_out(now, action)` must not feed events back at once: schedule them."""
+    """Drives one policy in virtual time.
+
+    `carry_out(now, action)` must not feed events back at once, but schedule them. Raises InvariantError when
+    the policy wakes up for nothing at one instant again and again.
+    """
 
     def __init__(
         self,
@@ -47,7 +54,7 @@ class Driver:
         return actions
 
     def _arm(self, now: float) -> None:
-        """Set the timer if it is wanted earlier than it is set; one set too early re-arms itself when it rings.
+        """Set the timer if it is wanted earlier than it is set; one set too early sets itself anew.
 
         A policy that moves its wake-up time at every event would fill the heap with dead timers otherwise.
         """
@@ -76,12 +83,12 @@ class Driver:
         self._rang_s = now
         if self._idle_wakes > MAX_IDLE_WAKES:
             raise InvariantError(
-                f"{type(self._policy).__name__} wants to be woken at {now!r} s again and again and does nothing"
+                f"{type(self._policy).__name__} wants to be woken at {now!r} s again and again for nothing"
             )
 
 
 class Recorder:
-    """An observer that keeps the script of a run: (now, event) pairs, timers left out, since any host has its own."""
+    """An observer that keeps the script of a run: (now, event) pairs without timers, which any host makes."""
 
     def __init__(self) -> None:
         self.script: list[tuple[float, Event]] = []

@@ -24,8 +24,8 @@ _FORM = re.compile(r"(?P<kind>[^:@]+):(?P<instance>[^:@]+)@(?P<at>[^x]+)(?:x(?P<
 class Fault:
     """Something that goes wrong, or right again, with one instance at `at_s`.
 
-    `factor` multiplies pass times; only `slow` has one. Raises ConfigError for a kind nobody knows, a time that
-    is negative or not finite, a factor that is not positive.
+    `factor` multiplies pass times; only `slow` has one. Raises ConfigError for a kind nobody knows, a time
+    that is negative or not finite, a factor that is not positive.
     """
 
     at_s: float
@@ -47,7 +47,9 @@ class Fault:
 
 
 def parse_fault(text: str) -> Fault:
-    """Read `kind:instance@seconds` or `slow:instance@secondsxfactor`. Raises ConfigError naming what is wrong.
+    """Read `kind:instance@seconds`, or `slow:instance@secondsxfactor`.
+
+    Raises ConfigError saying what is wrong.
 
     >>> parse_fault("slow:prefill-0@10x3")
     Fault(at_s=10.0, instance='prefill-0', kind='slow', factor=3.0)
@@ -62,7 +64,8 @@ def parse_fault(text: str) -> Fault:
         raise ConfigError(
             f"fault {text!r}: slow needs a factor, as in slow:{found['instance']}@10x3; no other has one"
         )
-    return Fault(_number(text, found["at"]), found["instance"], cast(FaultKind, kind), _number(text, factor or "1"))
+    at_s, times = _number(text, found["at"]), _number(text, factor or "1")
+    return Fault(at_s, found["instance"], cast(FaultKind, kind), times)
 
 
 def _number(text: str, digits: str) -> float:

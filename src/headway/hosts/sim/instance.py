@@ -1,6 +1,7 @@
 """An instance as it truly is in a simulation: its engines, what it has received, and what it reports.
 
-Ranks in lockstep are one engine; independent ranks are one engine of one rank each, which start and report one by one.
+Ranks in lockstep are one engine; independent ranks are one engine of one rank each, which start and report
+one by one.
 """
 
 import random
@@ -17,8 +18,8 @@ __all__ = ["Group", "Inbox", "Instance"]
 class Inbox:
     """Which dispatches of an epoch have been received.
 
-    `acknowledged` is the highest number such that it and all lower ones were received: KV transfers of different
-    lengths overtake each other.
+    `acknowledged` is the highest number such that it and all lower ones were received: KV transfers of
+    different lengths overtake each other.
     """
 
     __slots__ = ("_ahead", "_numbered", "acknowledged")
@@ -43,7 +44,10 @@ class Inbox:
 
 
 class Group:
-    """Ranks that run passes together. `generation` grows when the instance dies: what was scheduled before is void."""
+    """Ranks that run passes together.
+
+    `generation` grows when the instance dies: what was scheduled before is void.
+    """
 
     __slots__ = ("engine", "first_rank", "generation", "instance", "overdue", "started_s", "starting")
 
@@ -77,7 +81,10 @@ class Group:
 
 
 class Instance:
-    """One instance of a pool. `told_epoch` is the one the policy has heard of: its dispatches are meant for that."""
+    """One instance of a pool.
+
+    `told_epoch` is the epoch the policy has heard of: its dispatches are meant for that one.
+    """
 
     __slots__ = ("alive", "epoch", "groups", "hung", "inbox", "name", "pool", "sequence", "told_epoch")
 
@@ -88,7 +95,7 @@ class Instance:
         make_batch: Callable[[str], BatchPolicy],
         make_rng: Callable[[str], random.Random],
     ) -> None:
-        """Build its engines. Batch policies and sources of random numbers are asked for by name, such as "decode-0/3"."""
+        """Build its engines; batch policies and random numbers are asked for by name, as "decode-0/3"."""
         self.name = name
         self.pool = pool
         self.alive = True

@@ -1,8 +1,8 @@
 """The kernel decides what happens next: a heap of events in virtual time.
 
-Events are ordered by (time, kind, sequence). The kinds put an instant in order: faults, arrivals and pass ends make
-news; deliveries and reports spread it; then engines start, so that a whole batch delivered at one instant is in
-the pass that starts then; timers come last, because a policy may be woken late, never early.
+Events are ordered by (time, kind, sequence). The kinds put an instant in order: faults, arrivals and pass
+ends make news; deliveries and reports spread it; then engines start, so that a whole batch delivered at one
+instant is in the pass that starts then; timers come last, because a policy may be woken late, never early.
 """
 
 import math
@@ -27,7 +27,7 @@ class Kernel:
         self._until = math.inf
 
     def at(self, time_s: float, kind: int, call: Callable[..., None], *args: Any) -> None:
-        """Have `call(now, *args)` happen at `time_s`. There is no cancel: a callee checks that it is still wanted.
+        """Have `call(now, *args)` happen at `time_s`. No cancel: a callee checks that it is wanted.
 
         Raises InvariantError when the time is past or not a number.
         """

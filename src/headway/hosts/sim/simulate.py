@@ -1,4 +1,7 @@
-"""`simulate`: one policy, one workload, one cluster, in virtual time. Same seed, same decisions, byte for byte."""
+"""`simulate`: one policy, one workload, one cluster, in virtual time.
+
+Same seed, same decisions, byte for byte.
+"""
 
 import random
 import time
@@ -26,8 +29,9 @@ PROGRESS_CALLS = 100
 class SimResult:
     """What a simulation gave.
 
-    `outcomes`: one per request, in order of arrival. `passes`: every forward pass, if kept. `steps`: how many there
-    were. `duration_s` is simulated, `wall_s` real time. Utilisation, bubble and imbalance as in `PassCounters`.
+    `outcomes`: one per request, in order of arrival. `passes`: every forward pass, if kept. `steps`: how
+    many there were. `duration_s` is simulated, `wall_s` real time. Utilisation, bubble and imbalance as in
+    `PassCounters`.
     """
 
     outcomes: list[Outcome] = field(repr=False)
@@ -55,11 +59,11 @@ def simulate(
     observers: Sequence[Observer] = (),
     progress: Callable[[float], None] | None = None,
 ) -> SimResult:
-    """Serve `items` on `cluster`, placed by the cluster policy `policy`, run by the batch policy `batch` (specs).
+    """Serve `items` on `cluster`, placed by the cluster policy `policy` and run by the batch policy `batch`.
 
-    `slo` replaces the cluster's own. Every random stream derives from `seed` and its own name, so that the engines
-    of two policies jitter alike. `observers` see each event with the actions it led to. `progress` is given the
-    share of requests that are resolved, now and then.
+    `slo` replaces the cluster's own. Every random stream derives from `seed` and its own name, so that the
+    engines of two policies jitter alike. `observers` see each event with the actions it led to. `progress`
+    is given the share of requests that are resolved, now and then.
 
     Raises ConfigError for a policy, setting or fault that is not known and for arrivals that go backwards.
     """

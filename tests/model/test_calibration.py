@@ -1,0 +1,124 @@
+"""Fitting step times: exact data gives exact coefficients, bad rows are named."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from headway.core.errors import ConfigError
+from headway.model.calibration import (
+    Step,
+    errors_by_regime,
+    fit_hinge,
+    fit_linear,
+    predict_s,
+    read_steps,
+    to_toml,
+)
+from headway.model.costs import DenseCosts
+
+TRUTH = DenseCosts(0.006, 448, 9e-6, 2e-5, 4e-8, 8e-10)
+SHARED = Path(os.environ.get("HEADWAY_SHARED", Path(__file__).parents[3] / "shared"))
+
+
+def measured(costs: DenseCosts, noise: float = 0.0) -> list[Step]:
+    rng = random.Random(1)
+    shapes = [
+        (float(n), 0.0, n * (c + n / 2), "prefill") for n in (64, 256, 448, 1024, 4096) for c in (0, 4096)
+    ]
+    shapes += [(float(b), float(b * c), 0.0, "decode") for b in (1, 8, 64, 256) for c in (256, 4096)]
+    shapes += [(n + 64.0, 65536.0, n * n / 2, "mixed") for n in (128, 512, 2048)]
+    steps = [Step(n, k, q, 1.0, regime) for n, k, q, regime in shapes]
+    times = predict_s(costs, steps)
+    return [
+        Step(s.new_tokens, s.context_tokens, s.attention, float(t) * (1 + rng.gauss(0, noise)), s.regime)
+        for s, t in zip(steps, times, strict=True)
+    ]
+
+
+def csv(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "steps.csv"
+    path.write_text(text)
+    return path
+
+
+ROWS = "".join(f"{n},{n * 10},0,{0.01 + n * 1e-5}\n" for n in range(1, 20))
+
+
+def test_the_knee_and_all_coefficients_are_recovered():
+    fit = fit_hinge(measured(TRUTH))
+    assert fit.knee_tokens == 448
+    assert fit.token_s == pytest.approx(TRUTH.token_s, rel=1e-6)
+    assert fit.beyond_knee_token_s == pytest.approx(TRUTH.beyond_knee_token_s, rel=1e-6)
+    assert fit.attention_s == pytest.approx(TRUTH.attention_s, rel=1e-6)
+
+
+def test_noise_is_averaged_out():
+    fit = fit_hinge(measured(TRUTH, noise=0.01))
+    assert fit.fixed_s == pytest.approx(TRUTH.fixed_s, rel=0.03)
+    assert errors_by_regime(fit, measured(TRUTH, noise=0.01))[-1].mean < 0.02
+
+
+def test_the_linear_form_shows_its_error_by_regime():
+    errors = {e.regime: e for e in errors_by_regime(fit_linear(measured(TRUTH)), measured(TRUTH))}
+    assert list(errors) == ["prefill", "decode", "mixed", "all"]
+    assert errors["all"].mean > 0.02
+    assert errors["all"].steps == 21
+
+
+def test_no_coefficient_is_negative():
+    steps = [Step(float(n), float(1000 - n), 0.0, 0.01 + n * 1e-5, "decode") for n in range(1, 200)]
+    fit = fit_linear(steps)
+    assert min(fit.fixed_s, fit.beyond_knee_token_s, fit.context_token_s, fit.attention_s) >= 0.0
+
+
+def test_the_fit_is_printed_as_a_cluster_file_has_it():
+    assert to_toml(TRUTH).splitlines()[:3] == ["[pools.costs]", 'form = "dense"', "fixed_s = 0.006"]
+
+
+def test_columns_may_be_ours_or_the_calibration_tables(tmp_path: Path):
+    ours = read_steps(csv(tmp_path, "new_tokens,context_tokens,attention,duration_s\n" + ROWS))
+    theirs = read_steps(csv(tmp_path, "N,K,Q,ms\n" + ROWS))
+    assert ours[0].duration_s == pytest.approx(1000 * theirs[0].duration_s)
+    assert ours[0].regime == "decode"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty file"),
+        ("new_tokens,duration_s\n1,2\n", "no column context_tokens"),
+        ("new_tokens,context_tokens,duration_s\n1,2,x\n", "row 2: duration_s must be a number, got 'x'"),
+        ("new_tokens,context_tokens,duration_s\n1,-2,1\n", "row 2: context_tokens must be a finite number"),
+        ("new_tokens,context_tokens,duration_s\n1,2,0\n", "row 2: the duration must be above 0"),
+        ("new_tokens,context_tokens,duration_s\n1,2\n", "row 2: duration_s must be a number, got ''"),
+        ("new_tokens,context_tokens,duration_s\n1,2,3\n", "at least 8 steps, found 1"),
+        ("phase,new_tokens,context_tokens,duration_s\ndecoed,1,2,3\n", "did you mean 'decode'"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_row(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        read_steps(csv(tmp_path, text))
+    assert message in str(caught.value) and "steps.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_column_to_choose_by_is_named(tmp_path: Path):
+    path = csv(tmp_path, "model,new_tokens,context_tokens,duration_s\nx,1,2,3\n")
+    with pytest.raises(ConfigError, match="unknown column 'modle': did you mean 'model'"):
+        read_steps(path, {"modle": "x"})
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path):
+    with pytest.raises(ConfigError, match="No such file"):
+        read_steps(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(("system", "error"), [("h100_sxm", 0.024), ("a100_sxm", 0.02)])
+def test_llama_is_fitted_as_well_as_the_published_fit(system: str, error: float):
+    table = SHARED / "calibration" / "dense_steps.csv"
+    if not table.exists():
+        pytest.skip("no calibration tables here")
+    steps = read_steps(table, {"model": "Llama-3.1-8B", "system": system, "backend": "vllm", "tp": "1"})
+    assert errors_by_regime(fit_hinge(steps), steps)[-1].mean < error
