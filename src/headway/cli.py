@@ -189,8 +189,8 @@ def compare(
     The shipped policies on DeepSeek-V3, prefill and decode apart:
     [cyan]headway compare --requests 3000[/]
 
-    Your trace, your loads, a report to open in a browser: [cyan]headway compare --trace azure2023_code.csv.gz
-    --arrivals poisson --load 0.5,0.8 --html report.html[/]
+    Your trace, your loads, a report to open in a browser:
+    [cyan]headway compare --trace azure2023_code.csv.gz --load 0.5,0.8 --html report.html[/]
 
     Batch policies of one dense engine, settings after a colon, three seeds:
     [cyan]headway compare --cluster llama8b-h100 --batch fair,triage,stall-free:token_budget=2048 --seeds 3[/]
@@ -263,8 +263,8 @@ def capacity(
     FairBatching and triage against Sarathi on one dense engine:
     [cyan]headway capacity --batch fair,triage,stall-free:token_budget=512 --requests 2000[/]
 
-    Routing over four engines, nine requests in ten: [cyan]headway capacity --cluster llama8b-h100-x4
-    --policies pab,round-robin --batch fair --attainment 0.9[/]
+    Routing over four engines, nine requests in ten:
+    [cyan]headway capacity --cluster llama8b-h100-x4 --policies pab,round-robin --attainment 0.9[/]
     """
     from headway.report.html import write as write_html
 
@@ -484,10 +484,11 @@ class _Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        if self._progress.console.is_terminal:
+        if self._progress.console.is_terminal and not self._progress.live.is_started:
             self._progress.start()
         self._progress.update(self._task, completed=done, total=total)
 
@@ -569,12 +570,18 @@ def _about(cluster: str, workload: str, basis: Any) -> str:
         if len(basis.seeds) == 1
         else f"seeds {basis.seeds[0]}–{basis.seeds[-1]}, ± 95%"
     )
+    fixed = basis.arrivals == "recorded" and len(basis.seeds) > 1
+    note = (
+        "\n[yellow]recorded arrivals are the same for every seed: ± covers jitter and chance only[/]"
+        if fixed
+        else ""
+    )
     return (
         f"[bold]{escape(cluster)}[/] · [bold]{escape(workload)}[/] "
         f"({basis.mean_prompt_tokens:.0f} + {basis.mean_output_tokens:.0f} tokens) · "
         f"{escape(basis.arrivals)} arrivals · {basis.requests:,} requests · {seeds}\n"
         f"[dim]nominal capacity {basis.nominal_rps:.3g} req/s · targets: TTFT {basis.slo_ttft_s:g} s, "
-        f"TPOT {1e3 * basis.slo_tpot_s:g} ms[/]"
+        f"TPOT {1e3 * basis.slo_tpot_s:g} ms[/]{note}"
     )
 
 

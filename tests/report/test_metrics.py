@@ -1,6 +1,7 @@
 """What counts as in time, what counts at all, and what is left empty."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -56,9 +57,9 @@ def test_what_misses_the_slo(outcome: Outcome, why: str):
     assert not meets_slo(outcome), why
 
 
-def test_rejected_requests_count_as_missed_and_lost_ones_are_told_apart():
+def test_refused_requests_have_missed_and_lost_ones_are_told_apart():
     outcomes = [
-        served(0.0, 0.5, 1.0, 5),
+        served(0.0, 0.5, 0.9, 5),
         refused(0.0, "full"),
         refused(0.1, "full"),
         Outcome("x", 0.2, 1, 1, SLO),
@@ -70,7 +71,7 @@ def test_rejected_requests_count_as_missed_and_lost_ones_are_told_apart():
 
 
 def test_goodput_and_throughput_are_over_first_arrival_to_last_finish():
-    run = run_of([served(1.0, 1.5, 2.0, 5), served(2.0, 2.5, 5.0, 6), served(2.0, 2.9, 3.0, 2)])
+    run = run_of([served(1.0, 1.5, 1.9, 5), served(2.0, 2.5, 5.0, 6), served(1.9, 2.4, 2.5, 2)])
     assert run.goodput_rps == pytest.approx(2 / 4.0)  # the second is too slow: 0.5 s per token
     assert run.throughput_tokens_s == pytest.approx(13 / 4.0)
 
@@ -112,7 +113,7 @@ def test_quantiles_grow_and_span_the_values(lives: list[tuple[float, float, floa
     outcomes = [served(a, a + t, a + t + d, 4) for a, t, d in lives]
     sampled = distribution(outcomes).ttft_s
     assert len(sampled) == len(QUANTILES)
-    assert all(x <= y + 1e-12 for x, y in zip(sampled, sampled[1:], strict=False))
+    assert all(x <= y + 1e-12 for x, y in pairwise(sampled))
     assert sampled[-1] == pytest.approx(max(o.first_token_s - o.arrival_s for o in outcomes))
 
 

@@ -8,9 +8,9 @@ import pytest
 from headway.report.results import Comparison, combinations, is_baseline, short_name
 
 RUN_KEYS = {
-    "policy", "batch", "load", "rps", "seed", "requests", "completed", "rejected", "lost", "ttft_s", "tpot_s", "e2e_s",
-    "slo_attainment", "envelope_attainment", "goodput_rps", "throughput_tokens_s", "chunk_utilisation", "bubble",
-    "decode_batch_imbalance", "sim_steps", "wall_s",
+    "policy", "batch", "load", "rps", "seed", "requests", "completed", "rejected", "lost",
+    "ttft_s", "tpot_s", "e2e_s", "slo_attainment", "envelope_attainment", "goodput_rps",
+    "throughput_tokens_s", "chunk_utilisation", "bubble", "decode_batch_imbalance", "sim_steps", "wall_s",
 }  # fmt: skip
 
 

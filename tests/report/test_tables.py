@@ -70,7 +70,7 @@ def test_what_is_not_known_is_a_dash(one_run: Comparison):
     assert column(compare_grids(one_run)[0], "TPOT p99")["Own"] == "–"
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 140])
+@pytest.mark.parametrize("width", [80, 100, 140])
 def test_a_narrow_terminal_loses_columns_never_text(comparison: Comparison, width: int):
     text = drawn(compare_grids(comparison)[1], width)
     assert "…" not in text

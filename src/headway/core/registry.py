@@ -76,6 +76,8 @@ class Registry:
         module, colon, attribute = name.partition(":")
         if not colon:
             raise unknown_name(self.what, name, self._classes)
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ConfigError(f"{self.what} {name!r}: cannot import {module!r}: not the name of a module")
         try:
             found = getattr(importlib.import_module(module), attribute)
         except ImportError as error:

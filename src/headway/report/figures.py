@@ -225,8 +225,7 @@ def timeline(timelines: Mapping[str, Sequence[PassRecord]]) -> Figure:
     """
     shown = {label: _without_decode_pool(passes) for label, passes in timelines.items()}
     shown = {label: passes for label, passes in shown.items() if passes}
-    every = [p for passes in shown.values() for p in passes]
-    span_s = min(p.end_s for p in every), max(p.start_s for p in every)
+    span_s = _span_s([p for passes in shown.values() for p in passes])
     with rc_context(_STYLE):
         lanes = {label: _lanes(passes) for label, passes in shown.items()}
         height = sum(0.55 + max(0.5, 0.085 * len(own)) for own in lanes.values())
@@ -390,6 +389,12 @@ def _sparse(value: float, _position: object = None) -> str:
 
 _PLAIN = FuncFormatter(_plain)
 _SPARSE = FuncFormatter(_sparse)
+
+
+def _span_s(passes: Sequence[PassRecord]) -> tuple[float, float]:
+    """From the first end to the last start: no lane begins or ends in the void. All, if that is nothing."""
+    start, end = min(p.end_s for p in passes), max(p.start_s for p in passes)
+    return (start, end) if start < end else (min(p.start_s for p in passes), max(p.end_s for p in passes))
 
 
 def _without_decode_pool(passes: Sequence[PassRecord]) -> list[PassRecord]:

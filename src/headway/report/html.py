@@ -138,8 +138,9 @@ def _one_load(comparison: Comparison, key: str) -> list[str]:
     ]
     if comparison.timelines:
         note = (
-            "A lane per rank, an outline per pass, filled as far as its chunk was used: blue prompts, orange decodes. Empty inside an "
-            "outline: the rank waits for a fuller one. Empty between outlines: the engine is idle."
+            "A lane per rank, an outline per pass, filled as far as its chunk was used: "
+            "blue prompts, orange decodes. Empty inside an outline: the rank waits for a fuller one. "
+            "Empty between outlines: the engine is idle."
         )
         parts += [
             f"<h3>Passes at {at}</h3>",

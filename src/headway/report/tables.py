@@ -27,12 +27,13 @@ _PADDING = 3
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its head, unit, which way is better, and how dear it is (1 is never left out)."""
+    """A column: its head, unit, which way is better, how dear it is (1 is never left out), whether it is words."""
 
     head: str
     unit: str = ""
     better: Better = "neither"
     rank: int = 1
+    text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def compare_grids(comparison: Comparison) -> list[Grid]:
 def _grid(comparison: Comparison, rps: float, measures: Sequence[_Measure]) -> Grid:
     cells = [cell for cell in comparison.cells() if cell.rps == rps]
     shown = (_TTFT_MEAN, *measures)
-    columns = [Column("policy"), *(m.column for m in shown)]
+    columns = [Column("policy", text=True), *(m.column for m in shown)]
     labels = [comparison.label(c.policy, c.batch) for c in cells]
     rows = [[x, *(_write(c.estimate(m.key), m) for m in shown)] for x, c in zip(labels, cells, strict=True)]
     baseline = comparison.best_baseline(rps)
@@ -176,8 +177,8 @@ def capacity_grid(result: CapacityResult) -> Grid:
     rival = max((run.capacity_rps for run in result.runs if is_baseline(run.policy, run.batch)), default=0.0)
     top = max((run.capacity_rps for run in result.runs), default=0.0)
     columns = (
-        Column("policy"),
-        Column("batch"),
+        Column("policy", text=True),
+        Column("batch", text=True),
         Column("capacity", "req/s", "high"),
         Column("95% interval", "req/s"),
         Column("of nominal"),
@@ -185,7 +186,7 @@ def capacity_grid(result: CapacityResult) -> Grid:
     )
     rows = []
     for run in result.runs:
-        interval = f"{run.ci95[0]:.2f} … {run.ci95[1]:.2f}" if run.ci95 else NOTHING
+        interval = f"{max(0.0, run.ci95[0]):.2f} … {run.ci95[1]:.2f}" if run.ci95 else NOTHING
         share = f"{100 * run.capacity_rps / result.provenance.nominal_rps:.0f}%"
         change = _signed(run.capacity_rps / rival - 1, 1) if rival else NOTHING
         rows.append((run.policy, run.batch, f"{run.capacity_rps:.2f}", interval, share, change))
@@ -277,7 +278,9 @@ def to_rich(grid: Grid, *, width: int = 120) -> Table:
     )
     for index in shown:
         column = grid.columns[index]
-        table.add_column(Text("\n".join(_head(column))), justify="right" if index else "left", no_wrap=True)
+        table.add_column(
+            Text("\n".join(_head(column))), justify="left" if column.text else "right", no_wrap=True
+        )
     for number, row in enumerate(grid.rows):
         table.add_row(*(_styled(grid, number, index, row[index]) for index in shown))
     return table

@@ -52,16 +52,20 @@ def pour(
         cost = request.prompt_tokens
         left = best.room - cost
         for key, hit in hits(request) if hits else ():
-            rank = by_key.get(key)
-            if rank is not None and rank.room - max(1, request.prompt_tokens - hit) > left:
-                best, cost = rank, max(1, request.prompt_tokens - hit)
-                left = rank.room - cost
-        if not (min(cost, best.chunk) <= best.room or (overflow and best.room > 0)):
+            rank, cheaper = by_key.get(key), max(1, request.prompt_tokens - hit)
+            if rank is not None and rank.room - cheaper > left and _fits(cheaper, rank, overflow):
+                best, cost, left = rank, cheaper, rank.room - cheaper
+        if not _fits(cost, best, overflow):
             continue
         best.room -= cost
         placed.append((request, best.key))
         heapq.heappush(heap, (-best.room, best.key))
     return placed
+
+
+def _fits(cost: int, rank: Bin, overflow: bool) -> bool:
+    """Whether a rank can start on it in the coming pass: with all of it or a whole chunk, or with a part."""
+    return min(cost, rank.chunk) <= rank.room or (overflow and rank.room > 0)
 
 
 def _top(heap: list[tuple[int, int]], by_key: dict[int, Bin]) -> Bin | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from headway.core.actions import Dispatch
 from headway.core.errors import InvariantError
-from headway.core.events import InstanceUp, PassEnded, Role, Snapshot
+from headway.core.events import InstanceUp, PassEnded, PassStarted, Role, Snapshot
 from headway.core.request import Request
 
 __all__ = ["InstanceLoad", "Ledger", "Placement", "RankLoad"]
@@ -181,16 +181,18 @@ class Ledger:
         self._dispatches = 0
 
     def up(self, info: InstanceUp) -> InstanceLoad:
-        """Add an instance, or take it back: with a higher epoch it is new and empty."""
+        """Add an instance, or take it back: with a higher epoch it is new and empty.
+
+        What was placed on it before keeps its old ranks, so that giving it back does not touch the new ones.
+        """
         known = self.instances.get(info.instance)
-        if known is None or info.ranks != known.info.ranks:
-            known = self.instances[info.instance] = InstanceLoad(info)
-        elif info.epoch > known.info.epoch:
-            for rank in known.ranks:
-                rank.clear()
-        known.info, known.draining, known.suspect = info, False, False
+        load = known
+        if load is None or info.epoch > load.info.epoch or info.ranks != load.info.ranks:
+            load = self.instances[info.instance] = InstanceLoad(info)
+            load.number = known.number if known else 0  # it never was down: its dispatches are counted on
+        load.info, load.draining, load.suspect = info, False, False
         self.refresh()
-        return known
+        return load
 
     def down(self, instance: str) -> None:
         """Forget an instance. What was placed there stays known until the host says what became of it."""
@@ -201,16 +203,24 @@ class Ledger:
         """Rebuild the list of ranks that may be given work."""
         self.ranks = [rank for load in self.instances.values() if load.active for rank in load.ranks]
 
-    def report(self, event: PassEnded | Snapshot) -> bool:
-        """Take in a report; False if it is stale, of an unknown instance, or of the wrong shape."""
+    def is_news(self, event: PassStarted | PassEnded | Snapshot) -> bool:
+        """Whether it is of a known rank, and later than all that was reported of it."""
         load = self.instances.get(event.instance)
         if load is None or event.epoch < load.info.epoch or event.first_rank >= len(load.ranks):
             return False
         first = load.ranks[event.first_rank]
-        if (event.epoch, event.sequence) <= (first.epoch, first.sequence):
+        return (event.epoch, event.sequence) > (first.epoch, first.sequence)
+
+    def report(self, event: PassEnded | Snapshot) -> bool:
+        """Take in a report; False if it is stale, of an unknown instance, or of the wrong shape."""
+        if not self.is_news(event):
             return False
-        shape = next((len(v) for v in (event.queued_tokens, event.kv_blocks, event.running) if v is not None), 1)
-        for position, rank in enumerate(load.ranks[event.first_rank : event.first_rank + shape]):
+        load = self.instances[event.instance]
+        told = load.ranks[event.first_rank :]
+        shapes = _shapes(event) or {len(told) if load.info.lockstep else 1}
+        if len(shapes) > 1 or max(shapes) > len(told):
+            return False
+        for position, rank in enumerate(told[: max(shapes)]):
             rank.report(event, position)
         return True
 
@@ -247,10 +257,18 @@ class Ledger:
 
     def on(self, instance: str) -> list[Placement]:
         """Return the placements on an instance, in order of dispatch."""
-        return [p for p in self.placements.values() if p.rank.instance.info.instance == instance]
+        load = self.instances.get(instance)
+        return [p for p in self.placements.values() if p.rank.instance is load]
 
     def fits(self, request: Request) -> bool:
         """Whether some known instance could hold the prompt and one token (true while nothing is known)."""
         sizes = [(load.info.kv_blocks, load.info.block_tokens) for load in self.instances.values()]
         need = request.prompt_tokens + 1
         return not sizes or any(blocks is None or need <= blocks * tokens for blocks, tokens in sizes)
+
+
+def _shapes(event: PassEnded | Snapshot) -> set[int]:
+    """Of how many ranks the report tells; one number if its values agree."""
+    ran = event.ran_tokens if isinstance(event, PassEnded) else None
+    values = (ran, event.queued_tokens, event.kv_blocks, event.running, event.waiting, event.pab_tokens)
+    return {len(v) for v in values if v is not None}

@@ -36,10 +36,12 @@ class Pab(PoolPolicy):
     roles = frozenset({Role.AGGREGATED})
 
     def wake_at(self) -> float | None:
-        """Return when the patience with the oldest request ends."""
+        """Return when the patience with the oldest request ends, or the oldest hold."""
+        hold_s = super().wake_at()
         if not (self.buffer and self.ledger.ranks):
-            return super().wake_at()
-        return self._until_s(next(iter(self.buffer.values())))
+            return hold_s
+        until_s = self._until_s(next(iter(self.buffer.values())))
+        return until_s if hold_s is None else min(until_s, hold_s)
 
     def _until_s(self, waiting: Waiting) -> float:
         return waiting.since_s + self.settings.patience * waiting.request.slo.ttft_s

@@ -5,6 +5,7 @@ refuses prompts no rank can hold, bounds every hold, and takes a request back wh
 first byte.
 """
 
+import math
 from abc import abstractmethod
 from collections import deque
 from dataclasses import dataclass
@@ -86,8 +87,8 @@ class PoolPolicy(ClusterPolicy):
         """Return when the oldest hold must end; subclasses add their own times."""
         if not self.buffer:
             return None
-        oldest = next(iter(self.buffer.values()))
-        return oldest.since_s + self.settings.max_hold_s
+        ends_s = min(waiting.since_s for waiting in self.buffer.values()) + self.settings.max_hold_s
+        return ends_s if ends_s < math.inf else None
 
     def held(self) -> list[Held]:
         """See `ClusterPolicy.held`."""
@@ -126,11 +127,14 @@ class PoolPolicy(ClusterPolicy):
         self.ledger.prefilled(event.request_id)
 
     def _finished(self, event: Finished, now: float) -> None:
+        self.buffer.pop(event.request_id, None)  # recalled too late
         self.ledger.release(event.request_id)
 
     def _failed(self, event: Failed, now: float) -> None:
         placement = self.ledger.release(event.request_id)
-        if placement is not None and event.retry:
+        if not event.retry:
+            self.buffer.pop(event.request_id, None)
+        elif placement is not None:
             self._take_back(placement.request, now)
             self._place(now)
 
@@ -160,9 +164,8 @@ class PoolPolicy(ClusterPolicy):
         """Refuse what has been held for too long: every hold is bounded."""
         bound = self.settings.max_hold_s
         for waiting in list(self.buffer.values()):
-            if now - waiting.since_s < bound:
-                break
-            self._reject(waiting, "held-too-long", now)
+            if now >= waiting.since_s + bound:
+                self._reject(waiting, "held-too-long", now)
 
     def _reject(self, waiting: Waiting, why: str, now: float) -> None:
         del self.buffer[waiting.request.id]

@@ -102,7 +102,7 @@ class Staggered(PoolPolicy):
 
     def _instance_up(self, event: InstanceUp, now: float) -> None:
         known = self.ledger.instances.get(event.instance)
-        if known is None or event.epoch > known.info.epoch:
+        if known is None or known.suspect or event.epoch > known.info.epoch:
             self._clocks[event.instance] = PassClock()
             self._forget_prefixes(event.instance, event.ranks)
         super()._instance_up(event, now)
@@ -119,15 +119,16 @@ class Staggered(PoolPolicy):
             self._prefixes.forget((instance, index))
 
     def _pass_started(self, event: PassStarted, now: float) -> None:
-        load = self.ledger.instances.get(event.instance)
-        if load is not None:
-            self._begin_pass(load, now, now)
+        if self.ledger.is_news(event):
+            self._begin_pass(self.ledger.instances[event.instance], now, now)
 
     def _pass_ended(self, event: PassEnded, now: float) -> None:
         if not self.ledger.report(event):
             return
         if any(event.ran_tokens):
             self._learn(event)
+        if self.ledger.instances[event.instance].suspect:
+            self._actions.append(Poll(event.instance))  # it lives: a snapshot may bring it back
         self._after_report(event.instance, now)
 
     def _snapshot(self, event: Snapshot, now: float) -> None:
@@ -253,7 +254,8 @@ class Staggered(PoolPolicy):
         clock = self._clocks[load.info.instance]
         chunk = load.info.chunk_tokens
         running = clock.running or [0] * load.info.ranks
-        bins = [Bin(r.index, chunk - (r.queued_tokens - running[r.index]), chunk) for r in load.ranks]
+        left = [max(0, r.queued_tokens - running[r.index]) for r in load.ranks]  # after the pass under way
+        bins = [Bin(r.index, chunk - left[r.index], chunk) for r in load.ranks]
         starts_s = now + self.settings.network_s if clock.ends_s is None else clock.ends_s
         ordered = list(self._order(starts_s, now))
         placed = pour(

@@ -33,7 +33,7 @@ __all__ = ["DEFAULT_WORKLOAD", "Progress", "Setup", "Task", "check_policies", "p
 
 DEFAULT_WORKLOAD = "azure-code"
 
-#: Called as (simulations done, simulations in all) after each one.
+#: Called as (done, all): once when the work is under way, then after each simulation or search.
 Progress = Callable[[int, int], None]
 
 T = TypeVar("T")
@@ -178,9 +178,9 @@ def run_tasks(
     `work` must be a module-level function. Raises what `work` raises; KeyboardInterrupt leaves no process
     behind.
     """
-    workers = min(workers or os.cpu_count() or 1, len(tasks))
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
+    workers = min(workers or os.cpu_count() or 1, len(tasks))
     report = progress or (lambda done, total: None)
     if workers == 1:
         return _run_here(work, setup, tasks, report)
@@ -189,6 +189,7 @@ def run_tasks(
 
 def _run_here(work: Callable[[Setup, T], R], setup: Setup, tasks: Sequence[T], report: Progress) -> list[R]:
     results = []
+    report(0, len(tasks))
     for done, task in enumerate(tasks, start=1):
         results.append(work(setup, task))
         report(done, len(tasks))
@@ -205,6 +206,7 @@ def _run_in_processes(
             # The threads it warns of are a linear algebra library's, idle, with fork handlers of their own.
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             futures: list[Future[R]] = [pool.submit(_run_in_worker, task) for task in tasks]
+        report(0, len(tasks))
         for done, future in enumerate(as_completed(futures), start=1):
             future.result()
             report(done, len(tasks))
