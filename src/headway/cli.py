@@ -395,7 +395,7 @@ def calibrate(
 def demo(
     out: Annotated[Path, typer.Option(help="Where to write.", metavar="DIR")] = Path("out"),
     trace: Trace = None,
-    requests: Annotated[int, typer.Option(help="Requests per simulation.", metavar="N")] = 2000,
+    requests: Annotated[int, typer.Option(help="Requests per simulation.", metavar="N")] = 4000,
     workers: Workers = None,
 ) -> None:
     """Show in two minutes what this is about, on DeepSeek-V3 and on a dense model.

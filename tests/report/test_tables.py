@@ -108,3 +108,14 @@ def test_capacity_is_set_against_the_best_baseline(capacities: CapacityResult):
     assert column(grid, "vs best baseline") == {"pab": "+20.0%", "round-robin": "0%"}
     assert column(grid, "95% interval")["pab"] == "11.00 … 13.00"
     assert "TTFT ≤ 1 s and mean TPOT ≤ 50 ms" in grid.caption
+
+
+def test_headlines_do_not_make_a_gain_of_none(comparison: Comparison):
+    slower = [
+        replace(run, ttft_s=run.ttft_s | {"mean": 3 * run.ttft_s["mean"]})
+        if run.policy == "staggered"
+        else run
+        for run in comparison.runs
+    ]
+    line = headlines(replace(comparison, runs=slower))[0]
+    assert line == "staggered: mean TTFT never under the best baseline's; +170% at load 0.4"

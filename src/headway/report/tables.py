@@ -27,7 +27,7 @@ _PADDING = 3
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its head, unit, which way is better, how dear it is (1 is never left out), whether it is words."""
+    """A column: its head, unit, which way is better, its rank (1 is never left out) and if it is words."""
 
     head: str
     unit: str = ""
@@ -227,8 +227,11 @@ def headlines(comparison: Comparison) -> list[str]:
 def _headline(comparison: Comparison, changes: list[tuple[float, Cell, Cell]]) -> str:
     gain, cell, rival = min(changes, key=lambda change: change[0])
     worst, where, _ = max(changes, key=lambda change: change[0])
+    name = comparison.label(cell.policy, cell.batch)
+    if gain > -0.005:
+        return f"{name}: mean TTFT never under the best baseline's; {_signed(worst)} at {_at(where)}"
     text = (
-        f"{comparison.label(cell.policy, cell.batch)}: mean TTFT {_signed(gain)} against the best baseline "
+        f"{name}: mean TTFT {_signed(gain)} against the best baseline "
         f"({comparison.label(rival.policy, rival.batch)}) at {_at(cell)}"
     )
     return text if worst <= 0.005 else f"{text}; worse at {_at(where)}: {_signed(worst)}"

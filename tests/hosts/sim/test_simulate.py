@@ -16,10 +16,10 @@ from headway.hosts.sim import simulate
 from headway.hosts.sim.cluster import SimCluster
 from headway.hosts.sim.counters import PassCounters
 from headway.hosts.sim.driver import Recorder
-from headway.hosts.sim.instance import Inbox
 from headway.model.cluster import ClusterSpec, NetworkSpec, PoolSpec
 from headway.model.costs import DenseCosts
 from headway.model.engine import PassOutcome
+from headway.model.instance import Inbox
 from headway.model.presets import load_cluster
 from headway.testing import ContractCheck
 from headway.workload.items import Item

@@ -35,9 +35,8 @@ class RoundRobin(Immediate):
 
     def _choose(self, request: Request, ranks: list[RankLoad]) -> RankLoad:
         self._turn += 1
-        instances = [load for load in self.ledger.instances.values() if load.active]
-        around, at = divmod(self._turn, len(instances))
-        own = instances[at].ranks
+        around, at = divmod(self._turn, len(self.ledger.active))
+        own = self.ledger.active[at].ranks
         return own[around % len(own)]
 
 

@@ -151,11 +151,12 @@ class RankLoad:
 class InstanceLoad:
     """One instance. `active`: may be given work (up, not draining, not suspect)."""
 
-    __slots__ = ("draining", "info", "number", "ranks", "suspect")
+    __slots__ = ("chosen", "draining", "info", "number", "ranks", "suspect")
 
     def __init__(self, info: InstanceUp) -> None:
         self.info = info
         self.number = 0
+        self.chosen = 0  # as in RankLoad
         self.draining = False
         self.suspect = False
         self.ranks = [RankLoad(self, index) for index in range(info.ranks)]
@@ -177,8 +178,11 @@ class Ledger:
     def __init__(self) -> None:
         self.instances: dict[str, InstanceLoad] = {}
         self.placements: dict[str, Placement] = {}
-        self.ranks: list[RankLoad] = []  # of the active instances, rank by rank within an instance
+        self.active: list[InstanceLoad] = []  # may be given work, in order of coming up
+        self.ranks: list[RankLoad] = []  # theirs, rank by rank
+        self.chunk_room_tokens = 0  # what one full pass of them takes
         self._dispatches = 0
+        self._largest_tokens: int | None = None  # KV of the largest rank
 
     def up(self, info: InstanceUp) -> InstanceLoad:
         """Add an instance, or take it back: with a higher epoch it is new and empty.
@@ -200,8 +204,13 @@ class Ledger:
         self.refresh()
 
     def refresh(self) -> None:
-        """Rebuild the list of ranks that may be given work."""
-        self.ranks = [rank for load in self.instances.values() if load.active for rank in load.ranks]
+        """Rebuild what follows from the instances: call it when one of them changes."""
+        self.active = [load for load in self.instances.values() if load.active]
+        self.ranks = [rank for load in self.active for rank in load.ranks]
+        self.chunk_room_tokens = sum(load.info.ranks * load.info.chunk_tokens for load in self.active)
+        sizes = [(load.info.kv_blocks, load.info.block_tokens) for load in self.instances.values()]
+        unknown = not sizes or any(blocks is None for blocks, _ in sizes)
+        self._largest_tokens = None if unknown else max((b or 0) * tokens for b, tokens in sizes)
 
     def is_news(self, event: PassStarted | PassEnded | Snapshot) -> bool:
         """Whether it is of a known rank, and later than all that was reported of it."""
@@ -231,7 +240,7 @@ class Ledger:
         instance = rank.instance
         instance.number += 1
         self._dispatches += 1
-        rank.chosen = self._dispatches
+        rank.chosen = instance.chosen = self._dispatches
         blocks = -(-(request.prompt_tokens + 1) // instance.info.block_tokens)
         placement = Placement(request, rank, instance.number, now, blocks)
         self.placements[request.id] = placement
@@ -262,9 +271,7 @@ class Ledger:
 
     def fits(self, request: Request) -> bool:
         """Whether some known instance could hold the prompt and one token (true while nothing is known)."""
-        sizes = [(load.info.kv_blocks, load.info.block_tokens) for load in self.instances.values()]
-        need = request.prompt_tokens + 1
-        return not sizes or any(blocks is None or need <= blocks * tokens for blocks, tokens in sizes)
+        return self._largest_tokens is None or request.prompt_tokens < self._largest_tokens
 
 
 def _shapes(event: PassEnded | Snapshot) -> set[int]:

@@ -9,7 +9,9 @@ Rule 2  (pass end)     a busy instance has its slot when its pass ends, which it
 Rule 3  (lead)         an instance whose queue outlasts its pass will not wait for us: its slot comes a little before
                        the predicted end of the pass.
 Rule 4  (spacing)      slots follow one another by at least `spacing · I`, `I = (T̂ + L_net) / N_active`, so that
-                       passes do not bunch; a batch that fills the instance does not wait for that.
+                       passes do not bunch; a batch that fills the instance does not wait for that. It pays where
+                       passes are of one length; where their length follows the batch, rules 1 and 2 stagger the
+                       instances by themselves and it is off by default (measured: experiments/LOG.md).
 Rule 5  (deadline)     nor does a batch with a request that would miss its TTFT target by waiting.
 Rule 6  (saturation)   when the buffer holds more than one pass of every instance, holding only wastes ranks: every
                        instance is filled to its chunk, one pass deep.
@@ -54,7 +56,7 @@ class StaggeredSettings(PoolSettings):
     """Settings of `staggered`. The defaults are safe unturned: times are learned from reports."""
 
     spacing: float = setting(
-        1.0, "least gap between slots, as a share of (T̂ + L_net)/N; 0 leaves spacing to chance", at_least=0.0, at_most=1.0
+        0.0, "least gap between slots, as a share of (T̂ + L_net)/N; 0 leaves spacing to chance", at_least=0.0, at_most=1.0
     )
     network_s: float = setting(0.002, "time from a decision to its effect in the engine, L_net", unit="s", at_least=0.0)
     window: int = setting(32, "passes over which the pass time is averaged", unit="passes", at_least=4)
@@ -74,7 +76,9 @@ class PassClock:
     """What is believed of an instance's pass: when it ends, and the tokens of each rank in it."""
 
     ends_s: float | None = None  # None: no pass is under way
+    predicted_s: float = 0.0  # how long it takes from start to end
     running: list[int] = field(default_factory=list)
+    outlasts: bool = False  # some rank has more queued than the pass takes
     silent_s: float = math.inf  # when the watchdog bites
     polled: bool = False
 
@@ -160,8 +164,11 @@ class Staggered(PoolPolicy):
         """Believe that a pass over what is queued begins at `starts_s`, and set the watchdog by it."""
         clock = self._clocks[load.info.instance]
         chunk = load.info.chunk_tokens
-        clock.running = [min(rank.queued_tokens, chunk) for rank in load.ranks]
-        clock.ends_s = starts_s + self._predict_s(clock.running)
+        queued = [rank.queued_tokens for rank in load.ranks]
+        clock.outlasts = max(queued) > chunk
+        clock.running = [min(tokens, chunk) for tokens in queued]
+        clock.predicted_s = self._predict_s(clock.running)
+        clock.ends_s = starts_s + clock.predicted_s
         patience = self.settings.watchdog_factor * (self._pass_time.mean_s or 0.0)
         clock.silent_s = now + max(self.settings.watchdog_floor_s, patience)
 
@@ -190,14 +197,10 @@ class Staggered(PoolPolicy):
         closed: set[str] = set()
         while self.buffer:
             saturated = self._backlog_passes() >= self.settings.saturation_passes
-            slots = [
-                (self._slot_of(load, saturated, now), load)
-                for load in self.ledger.instances.values()
-                if load.active and load.info.instance not in closed
-            ]
-            if not slots:
+            first = self._first_slot(saturated, closed, now)
+            if first is None:
                 break
-            opens_s, load = min(slots, key=lambda slot: (slot[0], slot[1].ranks[0].chosen))
+            opens_s, load = first
             opens_s = self._spaced(opens_s, load, now)
             if opens_s > now:
                 self._slot_s = opens_s
@@ -208,21 +211,29 @@ class Staggered(PoolPolicy):
         for waiting in self.buffer.values():
             waiting.why = "every rank is full" if closed else "no slot is open"
 
+    def _first_slot(self, saturated: bool, closed: set[str], now: float) -> tuple[float, InstanceLoad] | None:
+        """Return the earliest slot, of equals that of the instance that has had no batch for longest."""
+        slots = [
+            (self._slot_of(load, saturated, now), load.chosen, order, load)
+            for order, load in enumerate(self.ledger.active)
+            if load.info.instance not in closed
+        ]
+        opens_s, _, _, load = min(slots, default=(math.inf, 0, 0, None))
+        return None if load is None else (opens_s, load)
+
     def _slot_of(self, load: InstanceLoad, saturated: bool, now: float) -> float:
         """Return when the instance may be given its next batch (rules 1, 2, 3 and 6)."""
         clock = self._clocks[load.info.instance]
         if clock.ends_s is None or saturated:
             return now
-        chunk = load.info.chunk_tokens
-        if any(rank.queued_tokens > chunk for rank in load.ranks):
-            return max(now, clock.ends_s - self.settings.lead * self._predict_s(clock.running))
+        if clock.outlasts:
+            return max(now, clock.ends_s - self.settings.lead * clock.predicted_s)
         return math.inf
 
     def _spaced(self, opens_s: float, load: InstanceLoad, now: float) -> float:
         """Keep the spacing between slots, unless the batch is full or urgent (rules 4 and 5)."""
         pass_s = self._pass_time.mean_s or 0.0
-        active = sum(1 for other in self.ledger.instances.values() if other.active)
-        gap_s = self.settings.spacing * (pass_s + self.settings.network_s) / active
+        gap_s = self.settings.spacing * (pass_s + self.settings.network_s) / len(self.ledger.active)
         spaced_s = max(opens_s, self._fired_s + gap_s)
         if spaced_s <= now or self._buffered_tokens() >= load.info.ranks * load.info.chunk_tokens:
             return opens_s
@@ -235,7 +246,7 @@ class Staggered(PoolPolicy):
 
     def _backlog_passes(self) -> float:
         """Buffered work in full passes of every active instance."""
-        room = sum(load.info.ranks * load.info.chunk_tokens for load in self.ledger.instances.values() if load.active)
+        room = self.ledger.chunk_room_tokens
         return self._buffered_tokens() / room if room else 0.0
 
     # Where.
@@ -270,6 +281,8 @@ class Staggered(PoolPolicy):
                 waiting.rounds += 1
             if clock.ends_s is None:
                 self._begin_pass(load, starts_s, now)
+            else:
+                clock.outlasts = True
         return bool(placed)
 
     def _hits(self, load: InstanceLoad) -> Callable[[Request], Iterator[tuple[int, int]]]:

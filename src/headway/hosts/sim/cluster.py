@@ -34,10 +34,10 @@ from headway.core.request import Request, Slo
 from headway.hosts.sim.counters import PassCounters
 from headway.hosts.sim.driver import Driver, Observer
 from headway.hosts.sim.faults import Fault
-from headway.hosts.sim.instance import Group, Instance
 from headway.hosts.sim.kernel import ARRIVAL, DELIVERY, FAULT, PASS_END, REPORT, START, Kernel
 from headway.model.cluster import ClusterSpec
 from headway.model.engine import PassOutcome, Work
+from headway.model.instance import Group, Instance
 from headway.report.metrics import Outcome, PassRecord
 from headway.workload.items import Item
 

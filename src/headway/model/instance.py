@@ -1,7 +1,7 @@
-"""An instance as it truly is in a simulation: its engines, what it has received, and what it reports.
+"""Decides what an instance reports: its engines as they truly are, and what it has received.
 
-Ranks in lockstep are one engine; independent ranks are one engine of one rank each, which start and report
-one by one.
+Shared by the simulator and the emulator, which keep its time. Ranks in lockstep are one engine; independent
+ranks are one engine of one rank each, which start and report one by one.
 """
 
 import random

@@ -1,0 +1,18 @@
+"""Every example prints what the file beside it says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_prints_what_is_expected(name: str) -> None:
+    run = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py"], capture_output=True, text=True, check=False, cwd=EXAMPLES
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout == (EXAMPLES / f"{name}.txt").read_text()
