@@ -27,7 +27,7 @@ class OneIdle(PoolPolicy):
 
     def _place(self, now: float) -> None:
         for instance in self.ledger.active:
-            if instance.queued_tokens == 0:
+            if not any(rank.queued_tokens for rank in instance.ranks):
                 batch = list(self.buffer.values())[: self.settings.most]
                 for waiting in sorted(batch, key=lambda w: -w.request.prompt_tokens):
                     rank = min(instance.ranks, key=lambda r: r.queued_tokens)
@@ -44,7 +44,8 @@ def main() -> None:
         workers=1,
     )
     for run in comparison.runs:
-        print(f"load {run.load}  {run.policy:32} mean TTFT {run.ttft_s['mean']:.3f} s  p99 {run.ttft_s['p99']:.3f} s")
+        ttft = f"mean TTFT {run.ttft_s['mean']:.3f} s  p99 {run.ttft_s['p99']:.3f} s"
+        print(f"load {run.load}  {run.policy:32} {ttft}")
 
 
 if __name__ == "__main__":

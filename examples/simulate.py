@@ -1,6 +1,6 @@
 """One simulation, by hand: a recorded or fitted workload, a cluster, a policy, and what came out.
 
-    python examples/simulate.py
+python examples/simulate.py
 """
 
 import statistics
@@ -16,8 +16,11 @@ def main() -> None:
     for faults in ([], [parse_fault("die:prefill-1@5"), parse_fault("recover:prefill-1@10")]):
         result = headway.simulate(cluster, items, "staggered", "vllm-v1", seed=7, faults=faults)
         served = [o for o in result.outcomes if o.first_token_s is not None]
-        ttft_s = statistics.fmean(o.first_token_s - o.arrival_s for o in served if o.first_token_s is not None)
-        print(f"{len(served)} of {len(items)} served, mean TTFT {ttft_s:.3f} s, {result.steps} passes, {len(faults)} faults")
+        ttft_s = statistics.fmean(
+            o.first_token_s - o.arrival_s for o in served if o.first_token_s is not None
+        )
+        what = f"{result.steps} passes, {len(faults)} faults"
+        print(f"{len(served)} of {len(items)} served, mean TTFT {ttft_s:.3f} s, {what}")
 
 
 if __name__ == "__main__":

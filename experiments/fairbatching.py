@@ -2,12 +2,13 @@
 
     python -m experiments.fairbatching [--traces DIR]
 
-The tail is compared at the highest load where the best Sarathi budget still has 99% of requests in SLO or nearly
+The tail is compared at the highest load where the best Sarathi budget still has 99% of requests in SLO or
+nearly
 so; capacity is the rate at which 99% (and 90%) of requests meet TTFT 1 s and TPOT 50 ms.
 """
 
 import headway
-from experiments.table import print_comparison, sources
+from experiments.table import CAPACITY_COLUMNS, head, print_capacity, print_comparison, sources
 
 SARATHI = ["stall-free:token_budget=512", "stall-free:token_budget=2048"]
 BATCH = ["fair", "fair:anchor=first-token", "triage", *SARATHI, "vllm-v1"]
@@ -29,7 +30,7 @@ def main() -> None:
         )
         print_comparison(tails)
         for attainment in (0.99, 0.90):
-            print(f"\ncapacity at {attainment:.0%}, {name}\n\n| cluster | policy | batch | rps | ci95 |\n|---|---|---|---|---|")
+            head(f"capacity at {attainment:.0%}, {name}", *CAPACITY_COLUMNS)
             for cluster, policies in (
                 ("llama8b-h100", ["least-tokens"]),
                 ("llama8b-h100-x4", ["least-tokens", "round-robin", "pab"]),
@@ -45,9 +46,7 @@ def main() -> None:
                     seed=1,
                     seeds=3,
                 )
-                for run in found.runs:
-                    low, high = run.ci95 or (run.capacity_rps, run.capacity_rps)
-                    print(f"| {cluster} | {run.policy} | {run.batch} | {run.capacity_rps:.2f} | {low:.2f}–{high:.2f} |", flush=True)
+                print_capacity(found)
 
 
 if __name__ == "__main__":

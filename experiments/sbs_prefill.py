@@ -1,6 +1,6 @@
 """SBS against every immediate policy: TTFT over load, three EP8 prefill instances of DeepSeek-V3.
 
-    python -m experiments.sbs_prefill [--traces DIR]
+python -m experiments.sbs_prefill [--traces DIR]
 """
 
 import headway

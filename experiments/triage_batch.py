@@ -1,6 +1,6 @@
 """Triage inside one engine, against FairBatching (both anchors), Sarathi and vLLM v1.
 
-    python -m experiments.triage_batch [--traces DIR]
+python -m experiments.triage_batch [--traces DIR]
 """
 
 import headway

@@ -54,7 +54,10 @@ def test_a_spec_is_a_name():
 
 
 def test_a_spec_is_a_name_and_settings():
-    assert split_spec("stall-free:token_budget=2048:x=1") == ("stall-free", {"token_budget": "2048", "x": "1"})
+    assert split_spec("stall-free:token_budget=2048:x=1") == (
+        "stall-free",
+        {"token_budget": "2048", "x": "1"},
+    )
 
 
 def test_a_spec_is_a_module_and_class_and_settings():
@@ -67,12 +70,12 @@ def test_spaces_around_do_not_matter():
 
 @pytest.mark.parametrize("spec", ["", "  ", ":x=1"])
 def test_a_spec_without_a_name(spec):
-    with pytest.raises(ConfigError, match="names no policy$"):
+    with pytest.raises(ConfigError, match=r"names no policy$"):
         split_spec(spec)
 
 
 def test_settings_come_last():
-    with pytest.raises(ConfigError, match="settings come last, as name=value; 'b' is not one$"):
+    with pytest.raises(ConfigError, match=r"settings come last, as name=value; 'b' is not one$"):
         split_spec("a:x=1:b")
 
 
@@ -91,17 +94,17 @@ def test_names_in_order_of_registration(policies):
 
 
 def test_no_name_twice(policies):
-    with pytest.raises(ConfigError, match="^policy 'patient' is registered twice$"):
+    with pytest.raises(ConfigError, match=r"^policy 'patient' is registered twice$"):
         policies.register("patient")(Base)
 
 
 def test_an_unknown_name(policies):
-    with pytest.raises(ConfigError, match="^unknown policy 'patiant': did you mean 'patient'"):
+    with pytest.raises(ConfigError, match=r"^unknown policy 'patiant': did you mean 'patient'"):
         policies.find("patiant")
 
 
 def test_an_unknown_setting_names_policy_and_setting(policies):
-    with pytest.raises(ConfigError, match="^policy patient: unknown setting 'holds': did you mean 'hold_s'"):
+    with pytest.raises(ConfigError, match=r"^policy patient: unknown setting 'holds': did you mean 'hold_s'"):
         policies.find("patient:holds=1")
 
 
@@ -115,8 +118,14 @@ def test_a_policy_of_ones_own_needs_no_registration(policies, own_module):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("no_such_module_at_all:Mine", "policy 'no_such_module_at_all:Mine': cannot import 'no_such_module_at_all'"),
-        ("their_package_mine:Yours", "policy 'their_package_mine:Yours': module 'their_package_mine' has no 'Yours'"),
+        (
+            "no_such_module_at_all:Mine",
+            "policy 'no_such_module_at_all:Mine': cannot import 'no_such_module_at_all'",
+        ),
+        (
+            "their_package_mine:Yours",
+            "policy 'their_package_mine:Yours': module 'their_package_mine' has no 'Yours'",
+        ),
         ("their_package_mine:", "policy 'their_package_mine:': module 'their_package_mine' has no ''"),
         ("their_package_mine:Other", "policy 'their_package_mine:Other' is not a subclass of Base"),
         ("their_package_mine:instance", "policy 'their_package_mine:instance' is not a subclass of Base"),

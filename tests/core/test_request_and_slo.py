@@ -26,13 +26,13 @@ def test_a_target_is_a_positive_finite_time(name, value):
 
 def test_a_prompt_has_a_token():
     assert Request("r1", 0.0, 1).prompt_tokens == 1
-    with pytest.raises(ConfigError, match="^request r1: prompt_tokens must be at least 1, got 0$"):
+    with pytest.raises(ConfigError, match=r"^request r1: prompt_tokens must be at least 1, got 0$"):
         Request("r1", 0.0, 0)
 
 
 def test_a_prefix_says_how_large_its_blocks_are():
     assert Request("r1", 0.0, 600, prefix=(7,), prefix_block_tokens=512).prefix == (7,)
-    with pytest.raises(ConfigError, match="^request r1: a prefix needs prefix_block_tokens"):
+    with pytest.raises(ConfigError, match=r"^request r1: a prefix needs prefix_block_tokens"):
         Request("r1", 0.0, 600, prefix=(7,))
 
 

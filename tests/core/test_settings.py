@@ -72,7 +72,9 @@ def test_bounds_are_inclusive():
     assert parse(heat_k="600").heat_k == 600.0
 
 
-@pytest.mark.parametrize("bad", [{"loaves": 2.0}, {"loaves": True}, {"fan": 1}, {"mode": "left"}, {"heat_k": "9"}])
+@pytest.mark.parametrize(
+    "bad", [{"loaves": 2.0}, {"loaves": True}, {"fan": 1}, {"mode": "left"}, {"heat_k": "9"}]
+)
 def test_code_is_checked_as_text_is(bad):
     with pytest.raises(ConfigError, match=f"^{next(iter(bad))} must be "):
         Oven(**bad)

@@ -22,7 +22,8 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Tell the client no (HTTP 429), why, and when to come back (None: never, the request itself is at fault)."""
+    """Tell the client no (HTTP 429), why, and when to come back (None: never, the request itself is at
+    fault)."""
 
     request_id: str
     why: str
@@ -31,7 +32,8 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Withdraw the request from this instance; no byte of its answer was sent. It will be dispatched again."""
+    """Withdraw the request from this instance; no byte of its answer was sent. It will be dispatched
+    again."""
 
     request_id: str
     instance: str

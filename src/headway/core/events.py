@@ -1,6 +1,7 @@
 """What a host tells a cluster policy. Each is handed over with `now`, in order of time.
 
-Unknown is `None`, never 0. Per-rank values are tuples of shape (ranks,), starting at `first_rank`: an instance
+Unknown is `None`, never 0. Per-rank values are tuples of shape (ranks,), starting at `first_rank`: an
+instance
 in lockstep reports all its ranks at once (`first_rank=0`), independent ranks report one by one.
 
 Reports (`PassEnded`, `Snapshot`) carry three numbers that make late and lost ones harmless:
@@ -152,7 +153,9 @@ class InstanceUp:
     def __post_init__(self) -> None:
         for name in ("ranks", "chunk_tokens", "block_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"instance {self.instance}: {name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigError(
+                    f"instance {self.instance}: {name} must be at least 1, got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Policies by name.
 
-A *spec* is `name`, `name:setting=value:setting=value`, or `module:Class[:setting=value…]` for a policy of one's
+A *spec* is `name`, `name:setting=value:setting=value`, or `module:Class[:setting=value…]` for a policy of
+one's
 own, which needs no registration:
 
     staggered

@@ -53,6 +53,8 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
-            raise ConfigError(f"request {self.id}: prompt_tokens must be at least 1, got {self.prompt_tokens}")
+            raise ConfigError(
+                f"request {self.id}: prompt_tokens must be at least 1, got {self.prompt_tokens}"
+            )
         if self.prefix and self.prefix_block_tokens < 1:
             raise ConfigError(f"request {self.id}: a prefix needs prefix_block_tokens of at least 1")

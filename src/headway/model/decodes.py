@@ -26,12 +26,14 @@ _FORGET_EVERY = 4096
 
 
 class Decodes:
-    """The decodes of a lockstep group. Lists have shape (ranks,); `growth` has (block_tokens, ranks)."""
+    """The decodes of a lockstep group, `total` in all. Lists have shape (ranks,); `growth` has (block_tokens,
+    ranks).
+    """
 
-    __slots__ = ("_block_tokens", "_due", "_peaks", "clock", "contexts", "counts", "growth", "members")
+    __slots__ = ("_block_tokens", "_due", "_peaks", "clock", "contexts", "counts", "growth", "members", "total")
 
     def __init__(self, ranks: int, block_tokens: int) -> None:
-        self.clock = 0
+        self.clock = self.total = 0
         self.members: list[dict[Work, None]] = [{} for _ in range(ranks)]  # oldest first
         self.counts = [0] * ranks
         self.contexts = [0] * ranks
@@ -50,6 +52,7 @@ class Decodes:
         work.decodes = self
         self.members[rank][work] = None
         self.counts[rank] += 1
+        self.total += 1
         self.contexts[rank] += work.stored_context
         self.growth[work.residue][rank] += 1
         self._schedule(work)
@@ -64,6 +67,7 @@ class Decodes:
         rank, tpot_s = work.rank, work.request.slo.tpot_s
         del self.members[rank][work]
         self.counts[rank] -= 1
+        self.total -= 1
         self.contexts[rank] -= work.stored_context
         self.growth[work.residue][rank] -= 1
         peak = self._peaks[tpot_s]

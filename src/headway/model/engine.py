@@ -18,10 +18,11 @@ from headway.core.batch.contract import BatchPolicy, StepReport
 from headway.core.errors import InvariantError
 from headway.model.cluster import PoolSpec
 from headway.model.decodes import Decodes
+from headway.model.kv import take_each
 from headway.model.rank import Rank
 from headway.model.work import Stage, Work
 
-__all__ = ["Engine", "PassOutcome", "Work"]
+__all__ = ["Engine", "PassOutcome", "State", "Work"]
 
 _SQRT_12 = 12**0.5
 
@@ -38,6 +39,21 @@ class PassOutcome(NamedTuple):
     finished: list[Work]
     ran_tokens: tuple[int, ...]
     decodes: tuple[int, ...]
+
+
+class State(NamedTuple):
+    """How the ranks stand, as reports say it. Tuples have shape (ranks,).
+
+    `queued_tokens`: prompt tokens received and still to compute. `kv_blocks`: held by requests. `running`:
+    requests that hold a seat, decodes and prompts begun. `waiting`: requests received that do not run yet.
+    `pab_tokens`: prefill admission budget; None when a policy does not say, or nobody asked.
+    """
+
+    queued_tokens: tuple[int, ...]
+    kv_blocks: tuple[int, ...]
+    running: tuple[int, ...]
+    waiting: tuple[int, ...]
+    pab_tokens: tuple[int, ...] | None
 
 
 class Engine:
@@ -57,6 +73,7 @@ class Engine:
         self._jitter = pool.jitter * _SQRT_12  # width of a uniform distribution of that standard deviation
         self._decodes = Decodes(len(policies), pool.block_tokens)
         self._ranks = [Rank(i, pool, policy, self._decodes) for i, policy in enumerate(policies)]
+        self._kvs = [rank.kv for rank in self._ranks]
         self._works: dict[str, Work] = {}
         self._cancelled: list[Work] = []
         self._unasked = all(policy.decodes_always_run for policy in policies)
@@ -92,7 +109,7 @@ class Engine:
 
     def kv_blocks(self) -> tuple[int, ...]:
         """KV blocks that requests hold."""
-        return tuple([rank.kv.used for rank in self._ranks])
+        return tuple([kv.used for kv in self._kvs])
 
     def running(self) -> tuple[int, ...]:
         """Requests that hold a seat: decodes and prompts begun."""
@@ -101,6 +118,18 @@ class Engine:
     def waiting(self) -> tuple[int, ...]:
         """Requests received that do not run yet."""
         return tuple([len(rank.waiting) + len(rank.arrived) for rank in self._ranks])
+
+    def state(self, now: float, *, pab: bool = True) -> State:
+        """Tell all of that at once. `pab`: ask for the admission budgets too, a walk over all requests."""
+        budgets = self.pab_tokens(now) if pab else None
+        if self._only_decodes():
+            counts = tuple(self._decodes.counts)
+            return State(self._no_tokens, self.kv_blocks(), counts, self._no_tokens, budgets)
+        return State(self.queued_tokens(), self.kv_blocks(), self.running(), self.waiting(), budgets)
+
+    def _only_decodes(self) -> bool:
+        """Whether every request here decodes, as nearly always in a decode pool."""
+        return len(self._works) == self._decodes.total and not self._cancelled
 
     def pab_tokens(self, now: float) -> tuple[int, ...] | None:
         """Prefill admission budget of each rank; None when a policy does not say."""
@@ -147,6 +176,7 @@ class Engine:
         self._decodes = Decodes(len(self._ranks), self._block_tokens)
         for rank in self._ranks:
             rank.clear(self._decodes)
+        self._kvs = [rank.kv for rank in self._ranks]
         return lost
 
     # Passes
@@ -157,8 +187,7 @@ class Engine:
             raise InvariantError("a pass is under way")
         if not self._works:
             return None
-        self._form(now)
-        step_s = self._load_pass(now)
+        step_s = self._load_plans(now) if self._form(now) else self._load_decodes(now)
         self.busy = True
         if self._jitter:
             step_s *= 1.0 + self._jitter * (self._rng.random() - 0.5)
@@ -180,26 +209,32 @@ class Engine:
             self._observe(now)
         return PassOutcome(first_tokens, finished, run.ran_tokens, run.decodes)
 
-    def _form(self, now: float) -> None:
-        """Settle what each rank runs. Ranks that only decode under a policy one need not ask just grow."""
+    def _form(self, now: float) -> bool:
+        """Settle what each rank runs; return whether it is more, or less, than all decodes.
+
+        Ranks that only decode, under a policy one need not ask, just grow.
+        """
         growth = self._decodes.growth[self._decodes.clock % self._block_tokens]
-        quiet = self._unasked and len(self._works) == sum(self._decodes.counts)
+        if self._unasked and self._only_decodes():
+            for index in take_each(self._kvs, growth):
+                self._ranks[index].grow_decodes()
+            return False
         for rank, blocks in zip(self._ranks, growth, strict=True):
-            if not quiet and (rank.waiting or rank.prefilling or rank.arrived or not rank.decodes_always_run):
+            if rank.waiting or rank.prefilling or rank.arrived or not rank.decodes_always_run:
                 rank.form(now)
             elif blocks and not rank.kv.try_take(blocks):
                 rank.grow_decodes()
+        return any(rank.chunked or rank.skipped for rank in self._ranks)
 
-    def _load_pass(self, now: float) -> float:
-        """Note what the pass runs; return its step time."""
+    def _load_decodes(self, now: float) -> float:
+        """Note that the pass runs all decodes and nothing else; return its step time."""
         decodes = self._decodes
-        for rank in self._ranks:
-            if rank.chunked or rank.skipped:
-                break
-        else:
-            known = decodes.contexts if self._observers else None
-            self._pass = _Pass(now, self._no_tokens, tuple(decodes.counts), (), known)
-            return self._costs.decode_step_s(decodes.counts, decodes.contexts)
+        known = decodes.contexts if self._observers else None
+        self._pass = _Pass(now, self._no_tokens, tuple(decodes.counts), (), known)
+        return self._costs.decode_step_s(decodes.counts, decodes.contexts)
+
+    def _load_plans(self, now: float) -> float:
+        """Note what each rank runs; return the step time."""
         loads = tuple([_load(rank) for rank in self._ranks])
         chunks, counts, contexts, attentions, _ = zip(*loads, strict=True)
         self._pass = _Pass(now, chunks, counts, loads)

@@ -62,7 +62,7 @@ class Group:
 
     def report(self, passed: PassOutcome, now: float) -> PassEnded:
         """Tell what a pass did and how the ranks stand after it."""
-        instance, engine = self.instance, self.engine
+        instance = self.instance
         instance.sequence += 1
         return PassEnded(
             instance.name,
@@ -71,11 +71,7 @@ class Group:
             instance.inbox.acknowledged,
             now - self.started_s,
             passed.ran_tokens,
-            engine.queued_tokens(),
-            engine.kv_blocks(),
-            engine.running(),
-            engine.waiting(),
-            engine.pab_tokens(now),
+            *self.engine.state(now, pab=instance.tells_pab),
             self.first_rank,
         )
 
@@ -86,7 +82,7 @@ class Instance:
     `told_epoch` is the epoch the policy has heard of: its dispatches are meant for that one.
     """
 
-    __slots__ = ("alive", "epoch", "groups", "hung", "inbox", "name", "pool", "sequence", "told_epoch")
+    __slots__ = ("alive", "epoch", "groups", "hung", "inbox", "name", "pool", "sequence", "tells_pab", "told_epoch")
 
     def __init__(
         self,
@@ -94,10 +90,16 @@ class Instance:
         pool: PoolSpec,
         make_batch: Callable[[str], BatchPolicy],
         make_rng: Callable[[str], random.Random],
+        *,
+        tells_pab: bool = True,
     ) -> None:
-        """Build its engines; batch policies and random numbers are asked for by name, as "decode-0/3"."""
+        """Build its engines; batch policies and random numbers are asked for by name, as "decode-0/3".
+
+        `tells_pab`: whether its reports have admission budgets, if its batch policies work them out.
+        """
         self.name = name
         self.pool = pool
+        self.tells_pab = tells_pab
         self.alive = True
         self.hung = False
         self.epoch = self.told_epoch = self.sequence = 0
@@ -146,18 +148,18 @@ class Instance:
     def snapshot(self, now: float) -> Snapshot:
         """Tell how all ranks stand."""
         self.sequence += 1
-        engines = [group.engine for group in self.groups]
+        states = [group.engine.state(now, pab=self.tells_pab) for group in self.groups]
         return Snapshot(
             self.name,
             self.epoch,
             self.sequence,
             self.inbox.acknowledged,
-            busy=any(engine.busy for engine in engines),
-            queued_tokens=_join([engine.queued_tokens() for engine in engines]),
-            kv_blocks=_join([engine.kv_blocks() for engine in engines]),
-            running=_join([engine.running() for engine in engines]),
-            waiting=_join([engine.waiting() for engine in engines]),
-            pab_tokens=_join([engine.pab_tokens(now) for engine in engines]),
+            busy=any(group.engine.busy for group in self.groups),
+            queued_tokens=_join([state.queued_tokens for state in states]),
+            kv_blocks=_join([state.kv_blocks for state in states]),
+            running=_join([state.running for state in states]),
+            waiting=_join([state.waiting for state in states]),
+            pab_tokens=_join([state.pab_tokens for state in states]),
         )
 
 

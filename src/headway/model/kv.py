@@ -9,10 +9,12 @@ Rule 3. Blocks of a hash that nobody holds stay cached while there is room: they
         tail).
 """
 
+from collections.abc import Sequence
+
 from headway.core.errors import InvariantError
 from headway.core.request import Request
 
-__all__ = ["PagedKv"]
+__all__ = ["PagedKv", "take_each"]
 
 
 class _Shared:
@@ -127,3 +129,17 @@ class PagedKv:
         number = next(iter(self._idle))
         self.cached -= self._idle.pop(number).blocks
         del self._shared[number]
+
+
+def take_each(kvs: Sequence[PagedKv], blocks: Sequence[int]) -> list[int]:
+    """`try_take` on each of the ranks; return the indices of those whose blocks are not free.
+
+    A lockstep group does this in every pass: one loop, and no call where nothing has to be evicted.
+    """
+    lacking = []
+    for index, (kv, more) in enumerate(zip(kvs, blocks, strict=True)):
+        if kv.used + kv.cached + more <= kv.blocks:
+            kv.used += more
+        elif not kv.try_take(more):
+            lacking.append(index)
+    return lacking

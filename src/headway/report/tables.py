@@ -208,13 +208,16 @@ def _capacity_caption(result: CapacityResult) -> str:
 
 
 def headlines(comparison: Comparison) -> list[str]:
-    """A sentence for each of ours: its largest gain on the best baseline, and its largest loss, if any."""
+    """A sentence for each of ours: its largest gain on the best baseline, and its largest loss, if any.
+
+    A baseline that buys its TTFT with late tokens, or by refusing more, is no rival there.
+    """
     lines = []
     for pair in (pair for pair in combinations(comparison) if not is_baseline(*pair)):
         changes = [
             (_against(cell, best).mean, cell, best)
             for cell in comparison.cells()
-            if (cell.policy, cell.batch) == pair and (best := comparison.best_baseline(cell.rps)) is not None
+            if (cell.policy, cell.batch) == pair and (best := _rival(comparison, cell)) is not None
         ]
         changes = [change for change in changes if not math.isnan(change[0])]
         if changes:
@@ -222,6 +225,21 @@ def headlines(comparison: Comparison) -> list[str]:
         if in_time := _in_time(comparison, pair):
             lines.append(in_time)
     return lines
+
+
+def _rival(comparison: Comparison, cell: Cell) -> Cell | None:
+    """The baseline with the lowest mean TTFT at equal terms; None when `cell` itself refuses more than it."""
+    tpot_s = max(comparison.provenance.slo_tpot_s, 1.05 * cell.mean("tpot_s.p99"))
+    rivals = [
+        other
+        for other in comparison.cells()
+        if other.rps == cell.rps
+        and is_baseline(other.policy, other.batch)
+        and not other.mean("tpot_s.p99") > tpot_s
+        and not cell.mean("rejected") > other.mean("rejected") + 0.01 * cell.mean("requests")
+        and not math.isnan(other.mean("ttft_s.mean"))
+    ]
+    return min(rivals, key=lambda other: other.mean("ttft_s.mean"), default=None)
 
 
 def _headline(comparison: Comparison, changes: list[tuple[float, Cell, Cell]]) -> str:

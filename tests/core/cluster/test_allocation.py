@@ -116,7 +116,8 @@ def test_with_overflow_a_prompt_runs_over_into_the_next_pass():
 prompts = st.lists(st.integers(1, 3000), max_size=40)
 rooms = st.lists(st.integers(-500, 1000), min_size=1, max_size=8)
 hit_tables = st.dictionaries(
-    st.integers(1, 40).map(lambda n: f"r{n}"), st.dictionaries(st.integers(0, 9), st.integers(1, 2999), max_size=3)
+    st.integers(1, 40).map(lambda n: f"r{n}"),
+    st.dictionaries(st.integers(0, 9), st.integers(1, 2999), max_size=3),
 )
 
 
@@ -137,7 +138,9 @@ def test_nothing_is_placed_twice_and_the_rooms_add_up(prompts, rooms, table, ove
     pairs = pour(requests, bins, hits=hits_of(table), overflow=overflow)
     assert len({req.id for req, _ in pairs}) == len(pairs)
     for b, room in zip(bins, rooms, strict=True):
-        costs = [req.prompt_tokens - table.get(req.id, {}).get(b.key, 0) for req, key in pairs if key == b.key]
+        costs = [
+            req.prompt_tokens - table.get(req.id, {}).get(b.key, 0) for req, key in pairs if key == b.key
+        ]
         assert room - sum(max(1, cost) for cost in costs) == b.room
 
 

@@ -11,7 +11,8 @@ IMMEDIATE = ["round-robin", "random", "least-requests", "least-tokens", "power-o
 
 def arrivals(*prompts, start=1.0, step=0.1):
     return [
-        (start + n * step, arrived(f"r{n + 1}", at=start + n * step, prompt=prompt)) for n, prompt in enumerate(prompts)
+        (start + n * step, arrived(f"r{n + 1}", at=start + n * step, prompt=prompt))
+        for n, prompt in enumerate(prompts)
     ]
 
 
@@ -46,7 +47,13 @@ def test_with_no_instance_up_requests_are_held_and_leave_in_order_of_arrival(nam
 def test_round_robin_goes_over_the_instances_first():
     host = host_of("round-robin")
     host.run([(0.0, up("engine-0", ranks=2)), (0.0, up("engine-1", ranks=2)), *arrivals(1, 1, 1, 1, 1)])
-    assert places(host) == [("engine-0", 0), ("engine-1", 0), ("engine-0", 1), ("engine-1", 1), ("engine-0", 0)]
+    assert places(host) == [
+        ("engine-0", 0),
+        ("engine-1", 0),
+        ("engine-0", 1),
+        ("engine-1", 1),
+        ("engine-0", 0),
+    ]
 
 
 def test_round_robin_reaches_every_rank_of_unequal_instances():
@@ -57,7 +64,14 @@ def test_round_robin_reaches_every_rank_of_unequal_instances():
 
 def test_round_robin_leaves_out_a_draining_instance():
     host = host_of("round-robin")
-    host.run([(0.0, up("engine-0")), (0.0, up("engine-1")), (0.5, InstanceDraining("engine-0")), *arrivals(1, 1, 1)])
+    host.run(
+        [
+            (0.0, up("engine-0")),
+            (0.0, up("engine-1")),
+            (0.5, InstanceDraining("engine-0")),
+            *arrivals(1, 1, 1),
+        ]
+    )
     assert places(host) == [("engine-1", 0)] * 3
 
 
@@ -208,13 +222,21 @@ def test_a_hold_without_end_sets_no_timer():
 def test_what_failed_before_its_first_byte_goes_before_all_others():
     host = host_of("least-requests")
     host.run([(0.0, up("engine-0")), (1.0, arrived("r1", at=1.0)), (2.0, InstanceDown("engine-0"))])
-    host.run([(3.0, arrived("r2", at=3.0)), (3.5, Failed("r1", "instance-down", True)), (4.0, up("engine-0", epoch=1))])
+    host.run(
+        [
+            (3.0, arrived("r2", at=3.0)),
+            (3.5, Failed("r1", "instance-down", True)),
+            (4.0, up("engine-0", epoch=1)),
+        ]
+    )
     assert order(host) == ["r1", "r1", "r2"]
 
 
 def test_what_failed_after_its_first_byte_is_over():
     host = host_of("least-requests")
-    host.run([(0.0, up("engine-0")), (1.0, arrived("r1", at=1.0)), (2.0, Failed("r1", "lost", False))], until=9.0)
+    host.run(
+        [(0.0, up("engine-0")), (1.0, arrived("r1", at=1.0)), (2.0, Failed("r1", "lost", False))], until=9.0
+    )
     assert order(host) == ["r1"]
     assert host.policy.held() == []
 
@@ -228,5 +250,12 @@ def test_a_held_request_that_is_over_is_not_dispatched(over):
 
 def test_a_cancelled_request_gives_its_place_back():
     host = host_of("least-requests")
-    host.run([(0.0, up("engine-0", ranks=2)), *arrivals(1, 1), (2.0, Cancelled("r2")), (3.0, arrived("r3", at=3.0))])
+    host.run(
+        [
+            (0.0, up("engine-0", ranks=2)),
+            *arrivals(1, 1),
+            (2.0, Cancelled("r2")),
+            (3.0, arrived("r3", at=3.0)),
+        ]
+    )
     assert host.dispatched == {"r1": ("engine-0", 0), "r3": ("engine-0", 1)}

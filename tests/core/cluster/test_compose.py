@@ -42,7 +42,9 @@ def test_two_pools_and_the_natural_partner(spec, prefill, decode):
     assert (type(policy.prefill), type(policy.decode)) == (prefill, decode)
 
 
-@pytest.mark.parametrize(("spec", "cls"), [("staggered", Staggered), ("pab", Pab), ("least-tokens", LeastTokens)])
+@pytest.mark.parametrize(
+    ("spec", "cls"), [("staggered", Staggered), ("pab", Pab), ("least-tokens", LeastTokens)]
+)
 def test_one_pool(spec, cls):
     assert type(create(spec)) is cls
 
@@ -62,13 +64,29 @@ def test_a_baseline_decodes_with_its_own_settings():
     ("spec", "disaggregated", "message"),
     [
         ("stagered", False, "unknown policy 'stagered': did you mean 'staggered'?"),
-        ("staggered+iqr-lexicografic", True, "unknown policy 'iqr-lexicografic': did you mean 'iqr-lexicographic'?"),
-        ("staggered:spaceing=1", False, "policy staggered: unknown setting 'spaceing': did you mean 'spacing'?"),
+        (
+            "staggered+iqr-lexicografic",
+            True,
+            "unknown policy 'iqr-lexicografic': did you mean 'iqr-lexicographic'?",
+        ),
+        (
+            "staggered:spaceing=1",
+            False,
+            "policy staggered: unknown setting 'spaceing': did you mean 'spacing'?",
+        ),
         ("staggered:spacing=2", False, "policy staggered: spacing must be at most 1, got 2.0"),
         ("staggered+iqr-lexicographic", False, "policy 'staggered+iqr-lexicographic' names two policies"),
         ("a+b+c", True, "policy 'a+b+c' must be prefill or prefill+decode"),
-        ("iqr-lexicographic", True, "policy 'iqr-lexicographic' cannot place prefill work, it is for: aggregated, decode"),
-        ("random+staggered", True, "policy 'staggered' cannot place decode work, it is for: aggregated, prefill"),
+        (
+            "iqr-lexicographic",
+            True,
+            "policy 'iqr-lexicographic' cannot place prefill work, it is for: aggregated, decode",
+        ),
+        (
+            "random+staggered",
+            True,
+            "policy 'staggered' cannot place decode work, it is for: aggregated, prefill",
+        ),
         ("pab", True, "policy 'pab' cannot place prefill work, it is for: aggregated"),
         ("", False, "'' names no policy"),
         ("staggered+", True, "'' names no policy"),
@@ -118,6 +136,14 @@ def test_prefill_first_then_decode_placed_late():
     assert host.policy.decode.ledger.placements == host.policy.prefill.ledger.placements == {}
 
 
+@pytest.mark.parametrize("end", [Finished("r1", 20), Cancelled("r1"), Failed("r1", "lost", False)])
+def test_nothing_is_remembered_of_what_is_over(end):
+    host = two_pools()
+    host.run([(1.0, arrived("r1", at=1.0)), (1.5, PrefillDone("r1")), (3.0, end)])
+    assert not host.policy._requests
+    assert not host.policy._decoding
+
+
 def test_what_finishes_with_its_prefill_is_over():
     host = two_pools()
     host.run([(1.0, arrived("r1", at=1.0)), (1.5, Finished("r1", 1))])
@@ -144,7 +170,12 @@ def test_reports_reach_their_pool():
 
 def test_events_of_an_instance_nobody_announced_are_ignored():
     host = two_pools()
-    assert host.run([(1.0, pass_ended("decode-7", 1, ran=(0,), acknowledged=0)), (1.0, InstanceDown("prefill-7"))]) == []
+    assert (
+        host.run(
+            [(1.0, pass_ended("decode-7", 1, ran=(0,), acknowledged=0)), (1.0, InstanceDown("prefill-7"))]
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("prompt", [1600, 10_000])
@@ -163,7 +194,9 @@ def test_a_failure_in_prefill_with_retry_is_placed_again():
 
 def test_a_failure_in_decode_with_retry_restarts_at_prefill():
     host = two_pools()
-    host.run([(1.0, arrived("r1", at=1.0)), (1.5, PrefillDone("r1")), (2.0, Failed("r1", "decode died", True))])
+    host.run(
+        [(1.0, arrived("r1", at=1.0)), (1.5, PrefillDone("r1")), (2.0, Failed("r1", "decode died", True))]
+    )
     host.run([(2.5, PrefillDone("r1")), (9.0, Finished("r1", 5))])
     assert [(at, instance) for at, _, instance, _ in dispatches(host)] == [
         (1.0, "prefill-0"),
@@ -212,12 +245,26 @@ def test_prefill_done_said_twice_is_heard_once():
 
 def test_held_explains_both_pools():
     host = two_pools(pools=[])
-    host.run([(1.0, arrived("r1", at=1.0)), (1.1, arrived("r2", at=1.1)), (2.0, POOLS[0][1]), (3.0, PrefillDone("r1"))])
+    host.run(
+        [
+            (1.0, arrived("r1", at=1.0)),
+            (1.1, arrived("r2", at=1.1)),
+            (2.0, POOLS[0][1]),
+            (3.0, PrefillDone("r1")),
+        ]
+    )
     assert [h.request_id for h in host.policy.held()] == ["r1"]
 
 
 def test_each_pool_is_woken_at_its_own_time():
     host = two_pools("round-robin:max_hold_s=10+round-robin:max_hold_s=3", pools=[])
-    host.run([(1.0, arrived("r1", at=1.0)), (2.0, POOLS[0][1]), (2.5, PrefillDone("r1")), (2.6, InstanceDown("prefill-0"))])
+    host.run(
+        [
+            (1.0, arrived("r1", at=1.0)),
+            (2.0, POOLS[0][1]),
+            (2.5, PrefillDone("r1")),
+            (2.6, InstanceDown("prefill-0")),
+        ]
+    )
     host.run([(3.0, arrived("r2", at=3.0))], until=60.0)
     assert rejects(host) == [(5.5, "r1", "held-too-long"), (13.0, "r2", "held-too-long")]

@@ -16,7 +16,9 @@ def ledger_of(*infos):
 
 
 def place(ledger, request_id, prompt, instance="prefill-0", rank=0, at=0.0):
-    return ledger.place(request(request_id, prompt=prompt), ledger.instances[instance].ranks[rank], at, "test")
+    return ledger.place(
+        request(request_id, prompt=prompt), ledger.instances[instance].ranks[rank], at, "test"
+    )
 
 
 def queued(ledger, instance="prefill-0"):
@@ -42,7 +44,7 @@ def test_dispatches_are_numbered_from_1_for_each_instance():
 def test_no_request_is_placed_twice():
     ledger = ledger_of(up("prefill-0", ranks=2))
     place(ledger, "r1", 300)
-    with pytest.raises(InvariantError, match="^request r1 dispatched twice$"):
+    with pytest.raises(InvariantError, match=r"^request r1 dispatched twice$"):
         place(ledger, "r1", 300, rank=1)
 
 

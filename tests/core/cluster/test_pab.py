@@ -63,7 +63,9 @@ def test_a_report_that_does_not_know_the_dispatch_yet_gives_only_the_rest():
 def test_without_budget_a_request_is_held_for_a_share_of_its_ttft_target():
     host = host_with_budgets(50, 80)
     host.run([came("r1", 1.0, 100)], until=1.4)
-    assert [(h.request_id, h.why) for h in host.policy.held()] == [("r1", "no rank has admission budget left")]
+    assert [(h.request_id, h.why) for h in host.policy.held()] == [
+        ("r1", "no rank has admission budget left")
+    ]
     assert host.policy.wake_at() == 1.5  # a quarter of 2 s
     host.wait(9.0)
     assert new(host) == [(1.5, "r1", "engine-1", 0)]
@@ -105,5 +107,7 @@ def test_ranks_of_one_engine_are_told_apart():
 
 def test_where_no_engine_reports_a_budget_it_is_least_tokens():
     host = host_of("pab")
-    host.run([(0.0, up("engine-0", ranks=2)), came("r1", 1.0, 500), came("r2", 1.1, 100), came("r3", 1.2, 100)])
+    host.run(
+        [(0.0, up("engine-0", ranks=2)), came("r1", 1.0, 500), came("r2", 1.1, 100), came("r3", 1.2, 100)]
+    )
     assert [rank for *_, rank in new(host)] == [0, 1, 1]

@@ -19,7 +19,9 @@ from headway.testing import arrived, pass_ended, up
 PATIENT = Slo(ttft_s=100.0, tpot_s=0.05)
 
 
-def staggered(instances=1, *, ranks=1, chunk=1000, pass_s=1.0, name="prefill", policy="staggered", **settings):
+def staggered(
+    instances=1, *, ranks=1, chunk=1000, pass_s=1.0, name="prefill", policy="staggered", **settings
+):
     """Idle instances that have told of one pass each, of `pass_s` seconds."""
     chosen = {"network_s": 0.0, "spacing": 0.0, "saturation_passes": 1000.0} | settings
     host = host_of(":".join([policy, *(f"{key}={value}" for key, value in chosen.items())]))
@@ -35,7 +37,9 @@ def came(request_id, at, prompt=100, slo=PATIENT):
 
 
 def ended(at, sequence, acknowledged, *, name="prefill-0", queued=(0,), ran=(1,), epoch=0):
-    report = pass_ended(name, sequence, ran=ran, queued=queued, acknowledged=acknowledged, duration=1.0, epoch=epoch)
+    report = pass_ended(
+        name, sequence, ran=ran, queued=queued, acknowledged=acknowledged, duration=1.0, epoch=epoch
+    )
     return at, report
 
 
@@ -148,8 +152,13 @@ def test_rule_4_slots_are_apart_by_pass_time_over_instances():
     assert dispatches(host) == [(10.0, "r1", "prefill-0", 0), (10.5, "r2", "prefill-1", 0)]
 
 
-@pytest.mark.parametrize(("instances", "network_s", "spacing", "gap_s"), [(4, 0.0, 1.0, 0.25), (2, 0.1, 1.0, 0.55), (2, 0.0, 0.5, 0.25)])
-def test_rule_4_the_gap_is_spacing_times_pass_time_and_network_over_instances(instances, network_s, spacing, gap_s):
+@pytest.mark.parametrize(
+    ("instances", "network_s", "spacing", "gap_s"),
+    [(4, 0.0, 1.0, 0.25), (2, 0.1, 1.0, 0.55), (2, 0.0, 0.5, 0.25)],
+)
+def test_rule_4_the_gap_is_spacing_times_pass_time_and_network_over_instances(
+    instances, network_s, spacing, gap_s
+):
     host = staggered(instances, spacing=spacing, network_s=network_s)
     host.run([came("r1", 10.0), came("r2", 10.01)], until=12.0)
     assert when(host)["r2"] == pytest.approx(10.0 + gap_s)
@@ -256,7 +265,9 @@ def test_rule_7_a_report_in_time_is_no_silence():
 
 def test_rule_7_an_answer_to_the_poll_clears_the_suspicion():
     host = staggered(watchdog_floor_s=5.0, watchdog_factor=1.0)
-    host.run([came("r1", 10.0), (15.5, snapshot("prefill-0", 2, acknowledged=1, busy=True, queued_tokens=(100,)))])
+    host.run(
+        [came("r1", 10.0), (15.5, snapshot("prefill-0", 2, acknowledged=1, busy=True, queued_tokens=(100,)))]
+    )
     host.wait(20.4)
     assert [type(a) for _, a in host.actions[1:]] == [Poll]
     host.wait(20.5)
@@ -308,7 +319,9 @@ def test_rule_7_announced_again_a_suspect_is_idle():
 
 def test_carried_over_requests_go_before_new_ones_oldest_first():
     host = staggered()
-    host.run([came("r1", 10.0), came("long", 10.1, 900), came("left", 10.2, 800), ended(11.0, 2, 1, ran=(100,))])
+    host.run(
+        [came("r1", 10.0), came("long", 10.1, 900), came("left", 10.2, 800), ended(11.0, 2, 1, ran=(100,))]
+    )
     assert order(host) == ["r1", "long"]
     host.run([came("new", 11.1, 950), ended(12.0, 3, 2, ran=(900,))])
     assert order(host) == ["r1", "long", "left"]
@@ -319,7 +332,12 @@ def test_a_prefix_goes_where_it_was_computed():
     prefix = {"prefix": (1, 2), "prefix_block_tokens": 256}
     host.run([came("r0", 10.0, 700), (10.1, Arrived(Request("a", 10.1, 600, PATIENT, **prefix)))])
     host.run([came("b", 10.2, 700), ended(11.0, 2, 1, queued=(0, 0), ran=(700, 0))])
-    host.run([(11.1, Arrived(Request("c", 11.1, 600, PATIENT, **prefix))), ended(12.0, 3, 3, queued=(0, 0), ran=(700, 600))])
+    host.run(
+        [
+            (11.1, Arrived(Request("c", 11.1, 600, PATIENT, **prefix))),
+            ended(12.0, 3, 3, queued=(0, 0), ran=(700, 600)),
+        ]
+    )
     assert host.dispatched["a"] == host.dispatched["c"] == ("prefill-0", 1)
 
 
@@ -361,7 +379,14 @@ def test_a_held_request_that_is_cancelled_is_forgotten():
 
 def test_a_draining_instance_gets_nothing_more():
     host = staggered(2)
-    host.run([(5.0, InstanceDraining("prefill-0")), came("r1", 10.0), came("r2", 10.1), ended(11.0, 2, 1, name="prefill-1")])
+    host.run(
+        [
+            (5.0, InstanceDraining("prefill-0")),
+            came("r1", 10.0),
+            came("r2", 10.1),
+            ended(11.0, 2, 1, name="prefill-1"),
+        ]
+    )
     assert {instance for _, _, instance, _ in dispatches(host)} == {"prefill-1"}
 
 
@@ -374,7 +399,9 @@ def test_what_an_instance_took_down_with_it_goes_first():
 
 def test_what_an_instance_took_down_with_it_goes_elsewhere_at_once():
     host = staggered(2)
-    host.run([came("r1", 10.0), (11.0, InstanceDown("prefill-0")), (11.0, Failed("r1", "instance-down", True))])
+    host.run(
+        [came("r1", 10.0), (11.0, InstanceDown("prefill-0")), (11.0, Failed("r1", "instance-down", True))]
+    )
     assert dispatches(host)[-1] == (11.0, "r1", "prefill-1", 0)
 
 

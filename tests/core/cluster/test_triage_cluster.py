@@ -30,7 +30,11 @@ def test_under_pressure_those_that_would_miss_their_target_anyway_go_last():
 
 
 def test_under_pressure_the_others_go_shortest_first():
-    held = [came("long", 10.1, 900, HURRIED), came("short", 10.2, 300, HURRIED), came("lost", 10.3, 1000, LOST)]
+    held = [
+        came("long", 10.1, 900, HURRIED),
+        came("short", 10.2, 300, HURRIED),
+        came("lost", 10.3, 1000, LOST),
+    ]
     assert batch(triage(), *held) == ["short"]
     assert batch(staggered(), *held) == ["lost"]  # longest first, though it is for nothing
 
@@ -45,7 +49,11 @@ def test_a_backlog_that_outlasts_somebodys_slack_is_pressure():
 
 def test_with_aging_a_long_prompt_does_not_wait_for_ever():
     """At 11.0: 900 less 0.9 s, and 500 less 0.1 s, at 1,000 tokens a second: 0 and 400."""
-    held = [came("old", 10.1, 900, HURRIED), came("young", 10.9, 500, HURRIED), came("lost", 10.95, 1000, LOST)]
+    held = [
+        came("old", 10.1, 900, HURRIED),
+        came("young", 10.9, 500, HURRIED),
+        came("lost", 10.95, 1000, LOST),
+    ]
     assert batch(triage(aging_tokens_s=1000.0), *held) == ["old"]
     assert batch(triage(aging_tokens_s=0.0), *held) == ["young"]
 

@@ -97,7 +97,8 @@ class BatchView(Protocol):
 class Plan:
     """One step: chunks of prompts in order of preference, and the decodes that sit it out.
 
-    `prefills`: (request, chunk tokens ≥ 1) pairs; a waiting request in it begins. `skipped`: decodes that get no
+    `prefills`: (request, chunk tokens ≥ 1) pairs; a waiting request in it begins. `skipped`: decodes that
+    get no
     token this step and keep their KV. `decode=False`: none of the decodes runs.
     """
 
@@ -110,8 +111,10 @@ class Plan:
 class StepReport:
     """What a step was and how long it took.
 
-    `new_tokens`: prompt and decode tokens computed. `decodes`: how many of them were decodes. `context_tokens`:
-    Σ over requests in the step of the tokens they attend to. `attention`: Σ chunk·(context + chunk/2) over the
+    `new_tokens`: prompt and decode tokens computed. `decodes`: how many of them were decodes.
+    `context_tokens`:
+    Σ over requests in the step of the tokens they attend to. `attention`: Σ chunk·(context + chunk/2) over
+    the
     prefills, in tokens². `duration_s`: start to end.
     """
 
@@ -128,7 +131,8 @@ class BatchPolicy(ABC):
     Settings: ClassVar[type[AnySettings]] = AnySettings
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
-    #: True when, with no prompt waiting or partial, the plan is always "every decode": hosts then need not ask.
+    #: True when, with no prompt waiting or partial, the plan is always "every decode": hosts then need not
+    # ask.
     decodes_always_run: ClassVar[bool] = False
 
     def __init__(self, settings: AnySettings, rng: Rng) -> None:
@@ -139,7 +143,7 @@ class BatchPolicy(ABC):
     def plan(self, view: BatchView, now: float) -> Plan:
         """Say what the next step runs. Never empty while there is work that fits."""
 
-    def observe(self, step: StepReport, now: float) -> None:
+    def observe(self, step: StepReport, now: float) -> None:  # noqa: B027 (most policies learn nothing)
         """Learn from a step that ended at `now`."""
 
     def admission_budget(self, view: BatchView, now: float) -> int | None:

@@ -4,7 +4,8 @@
     cost(r, d) = max(1, len(r) − prefix_hit(r, d))   what r adds to it
     r goes to argmax_d (C_avail[d] − cost(r, d)); what fits nowhere stays in the buffer     [P; details R]
 
-A prompt longer than `C` runs over consecutive passes of one rank: it needs a rank with a whole chunk free, takes
+A prompt longer than `C` runs over consecutive passes of one rank: it needs a rank with a whole chunk free,
+takes
 that, and its rest stays queued there, so that the following passes see it as used.
 """
 

@@ -1,6 +1,7 @@
 """The immediate policies everyone runs today: each request leaves the moment it comes.
 
-They are given the best information a router can have (load reserved at decision, corrected at every pass end),
+They are given the best information a router can have (load reserved at decision, corrected at every pass
+end),
 so that what a held batch gains is not gained against a straw man. Ties go to the rank chosen longest ago.
 """
 
@@ -28,7 +29,8 @@ def tokens(rank: RankLoad) -> int:
 
 @cluster_policies.register("round-robin")
 class RoundRobin(Immediate):
-    """Each rank in turn, going over the instances first so that neighbours in time go to different instances."""
+    """Each rank in turn, going over the instances first so that neighbours in time go to different
+    instances."""
 
     summary = "each rank in turn"
     _turn = -1

@@ -14,9 +14,14 @@ from headway.core.events import (
     Event,
     Failed,
     Finished,
+    InstanceDown,
+    InstanceDraining,
     InstanceUp,
+    PassEnded,
+    PassStarted,
     PrefillDone,
     Role,
+    Snapshot,
     TimerFired,
 )
 from headway.core.registry import Rng
@@ -65,11 +70,13 @@ def _parts(spec: str, disaggregated: bool) -> list[str]:
 
 
 class Disaggregated(ClusterPolicy):
-    """Two pools in a row. A request arrives in the decode pool when its prefill is done, and is placed late."""
+    """Two pools in a row. A request arrives in the decode pool when its prefill is done, and is placed
+    late."""
 
     def __init__(self, prefill: PoolPolicy, decode: PoolPolicy) -> None:
         self.prefill = prefill
         self.decode = decode
+        self.reads_pab = prefill.reads_pab or decode.reads_pab
         self._pool_of: dict[str, PoolPolicy] = {}  # by instance
         self._requests: dict[str, Request] = {}
         self._decoding: set[str] = set()
@@ -79,6 +86,9 @@ class Disaggregated(ClusterPolicy):
         match event:
             case Arrived(request):
                 return self._arrived(event, request, now)
+            case PassEnded(instance) | PassStarted(instance) | Snapshot(instance):
+                known = self._pool_of.get(instance)
+                return known.handle(event, now) if known else []
             case PrefillDone(request_id):
                 return self._prefill_done(event, request_id, now)
             case Cancelled(request_id) | Finished(request_id):
@@ -92,8 +102,8 @@ class Disaggregated(ClusterPolicy):
                 return self._pool_of[instance].handle(event, now)
             case TimerFired():
                 return self._due(event, now)
-            case _:
-                known = self._pool_of.get(event.instance)
+            case InstanceDraining(instance) | InstanceDown(instance):
+                known = self._pool_of.get(instance)
                 return known.handle(event, now) if known else []
 
     def _arrived(self, event: Arrived, request: Request, now: float) -> list[Action]:
@@ -147,8 +157,10 @@ class Disaggregated(ClusterPolicy):
 
     def wake_at(self) -> float | None:
         """See `ClusterPolicy.wake_at`."""
-        times = [t for t in (self.prefill.wake_at(), self.decode.wake_at()) if t is not None]
-        return min(times, default=None)
+        first_s, other_s = self.prefill.wake_at(), self.decode.wake_at()
+        if first_s is None or other_s is None:
+            return other_s if first_s is None else first_s
+        return min(first_s, other_s)
 
     def held(self) -> list[Held]:
         """See `ClusterPolicy.held`."""

@@ -1,7 +1,8 @@
 """The contract of cluster policies: which instance and rank a request goes to, and when.
 
     handle(event, now)  ->  [Action]     for every event, in order of time
-    wake_at()           ->  float|None   when to call `handle(TimerFired(), now)` next, if nothing happens before
+    wake_at()           ->  float|None   when to call `handle(TimerFired(), now)` next, if nothing happens
+    before
 
 `now` is monotonic seconds. A host sleeps until `wake_at()` or the next event; it may be late, never early.
 """
@@ -26,6 +27,9 @@ class Held:
 
 class ClusterPolicy(ABC):
     """What a host drives: the policy of one pool, or of a prefill and a decode pool together."""
+
+    #: Whether it reads `pab_tokens` of reports: working them out costs a walk over an engine's requests.
+    reads_pab: bool = False
 
     @abstractmethod
     def handle(self, event: Event, now: float) -> list[Action]:

@@ -13,9 +13,10 @@ import heapq
 import math
 from dataclasses import dataclass
 
+from headway.core.cluster.buffer import Waiting
 from headway.core.cluster.ledger import RankLoad
-from headway.core.cluster.pool import PoolPolicy, PoolSettings, Waiting, cluster_policies
-from headway.core.events import Arrived, Role
+from headway.core.cluster.pool import PoolPolicy, PoolSettings, cluster_policies
+from headway.core.events import Arrived, PassEnded, Role
 from headway.core.settings import setting
 
 __all__ = ["IqrLexicographic", "iqr_cut", "quartiles"]
@@ -60,8 +61,12 @@ class IqrLexicographic(PoolPolicy):
     def _arrived(self, event: Arrived, now: float) -> None:
         """Wait for the rest of the round: a timer fires after all other events of its instant."""
         if self._admit(event.request, now):
-            self.buffer[event.request.id] = Waiting(event.request, now, why="its round is gathering")
+            self.buffer.add(Waiting(event.request, now, why="its round is gathering"))
             self._round_s = now
+
+    def _pass_ended(self, event: PassEnded, now: float) -> None:
+        """Only learn from it: a report among the arrivals of a round must not split the round."""
+        self.ledger.report(event)
 
     def wake_at(self) -> float | None:
         """Return the end of the round, or of the oldest hold."""

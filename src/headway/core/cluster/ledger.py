@@ -33,19 +33,13 @@ class RankLoad:
     """The believed load of one rank."""
 
     __slots__ = (
-        "_blocks",
-        "_pab",
-        "_queued",
-        "_running",
-        "_waiting",
         "chosen",
-        "epoch",
         "index",
         "instance",
         "own_blocks",
         "prompt_tokens",
         "requests",
-        "sequence",
+        "told",
         "unacked",
         "unacked_blocks",
         "unacked_tokens",
@@ -65,59 +59,61 @@ class RankLoad:
         self.unacked: deque[Placement] = deque()
         self.unacked_tokens = 0
         self.unacked_blocks = 0
-        self.epoch = -1
-        self.sequence = -1
-        self._queued: int | None = None
-        self._blocks: int | None = None
-        self._running: int | None = None
-        self._waiting: int | None = None
-        self._pab: int | None = None
+        # The last report, shared by the ranks it tells of: a pass of a thousand ranks copies no values.
+        self.told: PassEnded | Snapshot | None = None
 
     @property
     def queued_tokens(self) -> int:
         """Prompt tokens this rank has still to compute."""
-        return self.prompt_tokens if self._queued is None else self._queued + self.unacked_tokens
+        told = self.told
+        if told is None or told.queued_tokens is None:
+            return self.prompt_tokens
+        return told.queued_tokens[self.index - told.first_rank] + self.unacked_tokens
 
     @property
     def kv_blocks(self) -> int:
         """KV blocks in use, at least what the prompts placed here hold."""
-        if self._blocks is None:
+        told = self.told
+        if told is None or told.kv_blocks is None:
             return self.own_blocks
-        return max(self.own_blocks, self._blocks + self.unacked_blocks)
+        blocks = told.kv_blocks[self.index - told.first_rank] + self.unacked_blocks
+        return blocks if blocks > self.own_blocks else self.own_blocks
 
     @property
     def running(self) -> int | None:
         """Requests that ran at the last report."""
-        return self._running
+        told = self.told
+        return None if told is None or told.running is None else told.running[self.index - told.first_rank]
 
     @property
     def waiting(self) -> int:
         """Requests that wait in the engine or are on their way to it."""
-        return self.requests if self._waiting is None else self._waiting + len(self.unacked)
+        told = self.told
+        if told is None or told.waiting is None:
+            return self.requests
+        return told.waiting[self.index - told.first_rank] + len(self.unacked)
 
     @property
     def pab_tokens(self) -> int | None:
         """Prefill admission budget left after what was dispatched since it was reported; None: not reported."""
-        return None if self._pab is None else self._pab - self.unacked_tokens
+        told = self.told
+        if told is None or told.pab_tokens is None:
+            return None
+        return told.pab_tokens[self.index - told.first_rank] - self.unacked_tokens
 
     def room_blocks(self) -> int | None:
         """KV blocks left; None when the instance did not say how many it has."""
         total = self.instance.info.kv_blocks
         return None if total is None else total - self.kv_blocks
 
-    def report(self, event: PassEnded | Snapshot, position: int) -> None:
-        """Take in this rank's values of a report and drop the dispatches it accounts for."""
-        self.epoch, self.sequence = event.epoch, event.sequence
-        self._queued = event.queued_tokens[position] if event.queued_tokens is not None else None
-        self._blocks = event.kv_blocks[position] if event.kv_blocks is not None else None
-        self._running = event.running[position] if event.running is not None else None
-        self._waiting = event.waiting[position] if event.waiting is not None else None
-        self._pab = event.pab_tokens[position] if event.pab_tokens is not None else None
-        while self.unacked and self.unacked[0].number <= event.acknowledged:
+    def acknowledge(self, number: int) -> None:
+        """Drop the dispatches up to this number: the last report accounts for them."""
+        while self.unacked and self.unacked[0].number <= number:
             self._settle(self.unacked.popleft())
 
     def add(self, placement: Placement) -> None:
         """Reserve, at decision time."""
+        self.instance.changed()
         self.requests += 1
         self.own_blocks += placement.blocks
         self.prompt_tokens += placement.request.prompt_tokens
@@ -129,6 +125,7 @@ class RankLoad:
         """The prompt is computed: no prefill work is left of it."""
         if not placement.prefilled:
             placement.prefilled = True
+            self.instance.changed()
             self.prompt_tokens -= placement.request.prompt_tokens
 
     def remove(self, placement: Placement) -> None:
@@ -144,6 +141,7 @@ class RankLoad:
             self._settle(placement)
 
     def _settle(self, placement: Placement) -> None:
+        self.instance.changed()
         self.unacked_tokens -= placement.request.prompt_tokens
         self.unacked_blocks -= placement.blocks
 
@@ -151,7 +149,7 @@ class RankLoad:
 class InstanceLoad:
     """One instance. `active`: may be given work (up, not draining, not suspect)."""
 
-    __slots__ = ("chosen", "draining", "info", "number", "ranks", "suspect")
+    __slots__ = ("_queued", "chosen", "draining", "info", "number", "ranks", "suspect")
 
     def __init__(self, info: InstanceUp) -> None:
         self.info = info
@@ -160,16 +158,22 @@ class InstanceLoad:
         self.draining = False
         self.suspect = False
         self.ranks = [RankLoad(self, index) for index in range(info.ranks)]
+        self._queued: list[int] | None = None
 
     @property
     def active(self) -> bool:
         """Whether new work may go there."""
         return not (self.draining or self.suspect)
 
-    @property
-    def queued_tokens(self) -> int:
-        """Prompt tokens all its ranks have still to compute."""
-        return sum(rank.queued_tokens for rank in self.ranks)
+    def queued(self) -> list[int]:
+        """Return the `queued_tokens` of every rank (to be read only). Kept until `changed` is called."""
+        if self._queued is None:
+            self._queued = [rank.queued_tokens for rank in self.ranks]
+        return self._queued
+
+    def changed(self) -> None:
+        """Note that the load of a rank changed."""
+        self._queued = None
 
 
 class Ledger:
@@ -217,8 +221,8 @@ class Ledger:
         load = self.instances.get(event.instance)
         if load is None or event.epoch < load.info.epoch or event.first_rank >= len(load.ranks):
             return False
-        first = load.ranks[event.first_rank]
-        return (event.epoch, event.sequence) > (first.epoch, first.sequence)
+        told = load.ranks[event.first_rank].told
+        return told is None or (event.epoch, event.sequence) > (told.epoch, told.sequence)
 
     def report(self, event: PassEnded | Snapshot) -> bool:
         """Take in a report; False if it is stale, of an unknown instance, or of the wrong shape."""
@@ -229,8 +233,11 @@ class Ledger:
         shapes = _shapes(event) or {len(told) if load.info.lockstep else 1}
         if len(shapes) > 1 or max(shapes) > len(told):
             return False
-        for position, rank in enumerate(told[: max(shapes)]):
-            rank.report(event, position)
+        load.changed()
+        for rank in told[: max(shapes)]:
+            rank.told = event
+            if rank.unacked:
+                rank.acknowledge(event.acknowledged)
         return True
 
     def place(self, request: Request, rank: RankLoad, now: float, why: str) -> Dispatch:

@@ -9,8 +9,9 @@ the next report may show room. The hold is bounded, and then the request goes to
 from dataclasses import dataclass
 
 from headway.core.cluster.baselines import least, tokens
+from headway.core.cluster.buffer import Waiting
 from headway.core.cluster.ledger import RankLoad
-from headway.core.cluster.pool import PoolPolicy, PoolSettings, Waiting, cluster_policies
+from headway.core.cluster.pool import PoolPolicy, PoolSettings, cluster_policies
 from headway.core.events import Role
 from headway.core.settings import setting
 
@@ -34,13 +35,15 @@ class Pab(PoolPolicy):
     settings: PabSettings
     summary = "FairBatching: the rank with the largest prefill admission budget"
     roles = frozenset({Role.AGGREGATED})
+    reads_pab = True
 
     def wake_at(self) -> float | None:
         """Return when the patience with the oldest request ends, or the oldest hold."""
         hold_s = super().wake_at()
-        if not (self.buffer and self.ledger.ranks):
+        first = self.buffer.first()
+        if first is None or not self.ledger.ranks:
             return hold_s
-        until_s = self._until_s(next(iter(self.buffer.values())))
+        until_s = self._until_s(first)
         return until_s if hold_s is None else min(until_s, hold_s)
 
     def _until_s(self, waiting: Waiting) -> float:

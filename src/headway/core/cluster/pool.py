@@ -7,11 +7,11 @@ first byte.
 
 import math
 from abc import abstractmethod
-from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
 from headway.core.actions import Action, Reject
+from headway.core.cluster.buffer import Buffer, Waiting
 from headway.core.cluster.contract import ClusterPolicy, Held
 from headway.core.cluster.ledger import Ledger, RankLoad
 from headway.core.events import (
@@ -34,7 +34,7 @@ from headway.core.registry import Registry, Rng
 from headway.core.request import Request
 from headway.core.settings import Settings, setting
 
-__all__ = ["Immediate", "PoolPolicy", "PoolSettings", "Waiting", "cluster_policies"]
+__all__ = ["Immediate", "PoolPolicy", "PoolSettings", "cluster_policies"]
 
 ANY_ROLE = frozenset(Role)
 
@@ -44,16 +44,6 @@ class PoolSettings(Settings):
     """Settings every cluster policy has."""
 
     max_hold_s: float = setting(120.0, "longest a request is held before it is refused", unit="s", at_least=0.0)
-
-
-@dataclass(slots=True)
-class Waiting:
-    """A held request. `rounds`: how many batches left without it."""
-
-    request: Request
-    since_s: float
-    rounds: int = 0
-    why: str = "no instance is up"
 
 
 class PoolPolicy(ClusterPolicy):
@@ -70,7 +60,7 @@ class PoolPolicy(ClusterPolicy):
         self.settings = settings
         self.rng = rng
         self.ledger = Ledger()
-        self.buffer: dict[str, Waiting] = {}  # oldest first, but for what came back after a failure
+        self.buffer = Buffer()
         self._actions: list[Action] = []
 
     @abstractmethod
@@ -87,7 +77,7 @@ class PoolPolicy(ClusterPolicy):
         """Return when the oldest hold must end; subclasses add their own times."""
         if not self.buffer:
             return None
-        ends_s = min(waiting.since_s for waiting in self.buffer.values()) + self.settings.max_hold_s
+        ends_s = self.buffer.oldest_s() + self.settings.max_hold_s
         return ends_s if ends_s < math.inf else None
 
     def held(self) -> list[Held]:
@@ -98,7 +88,7 @@ class PoolPolicy(ClusterPolicy):
 
     def _arrived(self, event: Arrived, now: float) -> None:
         if self._admit(event.request, now):
-            self.buffer[event.request.id] = Waiting(event.request, now)
+            self.buffer.add(Waiting(event.request, now))
             self._place(now)
 
     def _admit(self, request: Request, now: float) -> bool:
@@ -109,7 +99,7 @@ class PoolPolicy(ClusterPolicy):
         return False
 
     def _cancelled(self, event: Cancelled, now: float) -> None:
-        self.buffer.pop(event.request_id, None)
+        self.buffer.remove(event.request_id)
         self.ledger.release(event.request_id)
 
     def _pass_started(self, event: PassStarted, now: float) -> None:
@@ -127,21 +117,20 @@ class PoolPolicy(ClusterPolicy):
         self.ledger.prefilled(event.request_id)
 
     def _finished(self, event: Finished, now: float) -> None:
-        self.buffer.pop(event.request_id, None)  # recalled too late
+        self.buffer.remove(event.request_id)  # recalled too late
         self.ledger.release(event.request_id)
 
     def _failed(self, event: Failed, now: float) -> None:
         placement = self.ledger.release(event.request_id)
         if not event.retry:
-            self.buffer.pop(event.request_id, None)
+            self.buffer.remove(event.request_id)
         elif placement is not None:
             self._take_back(placement.request, now)
             self._place(now)
 
     def _take_back(self, request: Request, now: float) -> None:
         """Hold a request again, before all others: it has waited once."""
-        back = {request.id: Waiting(request, now, rounds=1, why="its engine failed")}
-        self.buffer = back | self.buffer
+        self.buffer.add_first(Waiting(request, now, rounds=1, why="its engine failed"))
 
     def _instance_up(self, event: InstanceUp, now: float) -> None:
         self.ledger.up(event)
@@ -163,21 +152,23 @@ class PoolPolicy(ClusterPolicy):
     def _end_holds(self, now: float) -> None:
         """Refuse what has been held for too long: every hold is bounded."""
         bound = self.settings.max_hold_s
+        if now < self.buffer.oldest_s() + bound:
+            return
         for waiting in list(self.buffer.values()):
             if now >= waiting.since_s + bound:
                 self._reject(waiting, "held-too-long", now)
 
     def _reject(self, waiting: Waiting, why: str, now: float) -> None:
-        del self.buffer[waiting.request.id]
+        self.buffer.remove(waiting.request.id)
         self._actions.append(Reject(waiting.request.id, why, self._retry_after_s(now)))
 
     def _retry_after_s(self, now: float) -> float:
         """Guess when a place may be free: as long as the oldest held request has waited, at least a second."""
-        oldest = next(iter(self.buffer.values()), None)
+        oldest = self.buffer.first()
         return max(1.0, now - oldest.since_s) if oldest else 1.0
 
     def _dispatch(self, waiting: Waiting, rank: RankLoad, now: float, why: str) -> None:
-        del self.buffer[waiting.request.id]
+        self.buffer.remove(waiting.request.id)
         self._actions.append(self.ledger.place(waiting.request, rank, now, why))
 
 

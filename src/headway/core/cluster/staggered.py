@@ -13,7 +13,7 @@ Rule 4  (spacing)      slots follow one another by at least `spacing · I`, `I =
                        passes are of one length; where their length follows the batch, rules 1 and 2 stagger the
                        instances by themselves and it is off by default (measured: experiments/LOG.md).
 Rule 5  (deadline)     nor does a batch with a request that would miss its TTFT target by waiting.
-Rule 6  (saturation)   when the buffer holds more than one pass of every instance, holding only wastes ranks: every
+Rule 6  (saturation)   when the buffer holds more than a few passes of every instance, holding only wastes ranks: every
                        instance is filled to its chunk, one pass deep.
 Rule 7  (watchdog)     an instance that is silent for long is polled, then suspected: it gets nothing more, and what
                        has no first token is recalled. A snapshot brings it back.
@@ -23,19 +23,22 @@ new ones, longest first.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import itemgetter, sub
 
 from headway.core.actions import Poll, Recall, Reject
 from headway.core.batch.contract import StepReport
 from headway.core.cluster.allocation import Bin, pour
+from headway.core.cluster.buffer import Waiting
+from headway.core.cluster.contract import Held
 from headway.core.cluster.ledger import InstanceLoad
-from headway.core.cluster.pool import PoolPolicy, PoolSettings, Waiting, cluster_policies
+from headway.core.cluster.pool import PoolPolicy, PoolSettings, cluster_policies
 from headway.core.estimate.pass_time import PassTime
 from headway.core.estimate.prefix_index import PrefixIndex
 from headway.core.estimate.step_time import StepTime
 from headway.core.events import (
-
     InstanceDown,
     InstanceUp,
     PassEnded,
@@ -62,7 +65,7 @@ class StaggeredSettings(PoolSettings):
     window: int = setting(32, "passes over which the pass time is averaged", unit="passes", at_least=4)
     lead: float = setting(0.1, "how long before a pass end rule 3 opens the slot, as a share of T̂", at_least=0.0)
     saturation_passes: float = setting(
-        1.0, "buffered work, in full passes of the pool, from which rule 6 holds", unit="passes", at_least=0.0
+        3.0, "buffered work, in full passes of the pool, from which rule 6 holds", unit="passes", at_least=0.0
     )
     max_backlog_passes: float = setting(
         1000.0, "buffered work from which new requests are refused (flow control)", unit="passes", at_least=1.0
@@ -98,8 +101,10 @@ class Staggered(PoolPolicy):
         self._clocks: dict[str, PassClock] = {}
         self._pass_time = PassTime(settings.window)
         self._prefixes: PrefixIndex[tuple[str, int]] = PrefixIndex()
+        self._silent_s: float | None = None  # the least of the clocks'; None: one was set, look again
         self._fired_s = -math.inf
         self._slot_s = math.inf  # the next slot that time alone opens
+        self._why = "no slot is open"  # what keeps those that are held
         self._step_time = StepTime()
 
     # What reports tell of time.
@@ -108,6 +113,7 @@ class Staggered(PoolPolicy):
         known = self.ledger.instances.get(event.instance)
         if known is None or known.suspect or event.epoch > known.info.epoch:
             self._clocks[event.instance] = PassClock()
+            self._silent_s = None
             self._forget_prefixes(event.instance, event.ranks)
         super()._instance_up(event, now)
 
@@ -116,6 +122,7 @@ class Staggered(PoolPolicy):
         if load is not None:
             self._forget_prefixes(event.instance, load.info.ranks)
             del self._clocks[event.instance]
+            self._silent_s = None
         super()._instance_down(event, now)
 
     def _forget_prefixes(self, instance: str, ranks: int) -> None:
@@ -154,23 +161,25 @@ class Staggered(PoolPolicy):
         load = self.ledger.instances[instance]
         clock = self._clocks[instance]
         clock.polled = False
-        if any(rank.queued_tokens for rank in load.ranks):
+        if any(load.queued()):
             self._begin_pass(load, now, now)
         else:
-            clock.ends_s, clock.running, clock.silent_s = None, [], math.inf
+            clock.ends_s, clock.running, clock.silent_s = None, [0] * load.info.ranks, math.inf
+            self._silent_s = None
         self._place(now)
 
     def _begin_pass(self, load: InstanceLoad, starts_s: float, now: float) -> None:
         """Believe that a pass over what is queued begins at `starts_s`, and set the watchdog by it."""
         clock = self._clocks[load.info.instance]
         chunk = load.info.chunk_tokens
-        queued = [rank.queued_tokens for rank in load.ranks]
+        queued = load.queued()
         clock.outlasts = max(queued) > chunk
-        clock.running = [min(tokens, chunk) for tokens in queued]
+        clock.running = [min(tokens, chunk) for tokens in queued] if clock.outlasts else queued
         clock.predicted_s = self._predict_s(clock.running)
         clock.ends_s = starts_s + clock.predicted_s
         patience = self.settings.watchdog_factor * (self._pass_time.mean_s or 0.0)
         clock.silent_s = now + max(self.settings.watchdog_floor_s, patience)
+        self._silent_s = None
 
     def _predict_s(self, tokens: list[int]) -> float:
         """Guess how long a pass with these tokens per rank takes; 0 before anything is known."""
@@ -182,9 +191,11 @@ class Staggered(PoolPolicy):
 
     def wake_at(self) -> float | None:
         """Return the next slot, watchdog or end of a hold."""
-        silent_s = min((c.silent_s for c in self._clocks.values()), default=math.inf)
-        hold_s = super().wake_at()
-        first = min(self._slot_s if self.buffer else math.inf, silent_s, math.inf if hold_s is None else hold_s)
+        if self._silent_s is None:
+            self._silent_s = min([clock.silent_s for clock in self._clocks.values()], default=math.inf)
+        first = self._silent_s
+        if self.buffer:
+            first = min(first, self._slot_s, super().wake_at() or math.inf)
         return None if first == math.inf else first
 
     def _timer_fired(self, event: TimerFired, now: float) -> None:
@@ -193,33 +204,34 @@ class Staggered(PoolPolicy):
 
     def _place(self, now: float) -> None:
         """Give a batch to every instance whose slot has come."""
-        self._slot_s = math.inf
-        closed: set[str] = set()
-        while self.buffer:
-            saturated = self._backlog_passes() >= self.settings.saturation_passes
-            first = self._first_slot(saturated, closed, now)
-            if first is None:
-                break
-            opens_s, load = first
+        self._slot_s, self._why = math.inf, "no slot is open"
+        if not self.buffer:
+            return
+        saturated = self._saturated()
+        slots = self._slots(self.ledger.active, saturated, now)
+        while slots and self.buffer:
+            if saturated and not self._saturated():  # the rest of the slots open later than was thought
+                saturated, slots = False, self._slots([load for *_, load in slots], False, now)
+                continue
+            opens_s, _, load = slots.popleft()
             opens_s = self._spaced(opens_s, load, now)
             if opens_s > now:
                 self._slot_s = opens_s
                 break
-            closed.add(load.info.instance)
+            self._why = "every rank is full"
             if self._fire(load, saturated, now):
                 self._fired_s = now
-        for waiting in self.buffer.values():
-            waiting.why = "every rank is full" if closed else "no slot is open"
 
-    def _first_slot(self, saturated: bool, closed: set[str], now: float) -> tuple[float, InstanceLoad] | None:
-        """Return the earliest slot, of equals that of the instance that has had no batch for longest."""
-        slots = [
-            (self._slot_of(load, saturated, now), load.chosen, order, load)
-            for order, load in enumerate(self.ledger.active)
-            if load.info.instance not in closed
-        ]
-        opens_s, _, _, load = min(slots, default=(math.inf, 0, 0, None))
-        return None if load is None else (opens_s, load)
+    def _slots(
+        self, loads: Iterable[InstanceLoad], saturated: bool, now: float
+    ) -> deque[tuple[float, int, InstanceLoad]]:
+        """Return (when it opens, when the instance was last chosen, the instance) of each slot, in order.
+
+        The earliest first, of equals that of the instance that has had no batch for longest. Slots that
+        only a report can open are left out.
+        """
+        slots = [(self._slot_of(load, saturated, now), load.chosen, load) for load in loads]
+        return deque(sorted((slot for slot in slots if slot[0] < math.inf), key=itemgetter(0, 1)))
 
     def _slot_of(self, load: InstanceLoad, saturated: bool, now: float) -> float:
         """Return when the instance may be given its next batch (rules 1, 2, 3 and 6)."""
@@ -232,22 +244,28 @@ class Staggered(PoolPolicy):
 
     def _spaced(self, opens_s: float, load: InstanceLoad, now: float) -> float:
         """Keep the spacing between slots, unless the batch is full or urgent (rules 4 and 5)."""
+        if not self.settings.spacing:
+            return opens_s
         pass_s = self._pass_time.mean_s or 0.0
         gap_s = self.settings.spacing * (pass_s + self.settings.network_s) / len(self.ledger.active)
         spaced_s = max(opens_s, self._fired_s + gap_s)
-        if spaced_s <= now or self._buffered_tokens() >= load.info.ranks * load.info.chunk_tokens:
+        if spaced_s <= now or self.buffer.tokens >= load.info.ranks * load.info.chunk_tokens:
             return opens_s
         tightest_s = min(w.request.arrival_s + w.request.slo.ttft_s for w in self.buffer.values())
         latest_s = tightest_s - self.settings.network_s - pass_s
         return max(opens_s, min(spaced_s, latest_s))
 
-    def _buffered_tokens(self) -> int:
-        return sum(w.request.prompt_tokens for w in self.buffer.values())
-
     def _backlog_passes(self) -> float:
         """Buffered work in full passes of every active instance."""
         room = self.ledger.chunk_room_tokens
-        return self._buffered_tokens() / room if room else 0.0
+        return self.buffer.tokens / room if room else 0.0
+
+    def _saturated(self) -> bool:
+        return self._backlog_passes() >= self.settings.saturation_passes
+
+    def held(self) -> list[Held]:
+        """See `ClusterPolicy.held`. What keeps one request keeps them all."""
+        return [Held(w.request.id, w.since_s, self._why) for w in self.buffer.values()]
 
     # Where.
 
@@ -265,15 +283,16 @@ class Staggered(PoolPolicy):
         clock = self._clocks[load.info.instance]
         chunk = load.info.chunk_tokens
         running = clock.running or [0] * load.info.ranks
-        left = [max(0, r.queued_tokens - running[r.index]) for r in load.ranks]  # after the pass under way
-        bins = [Bin(r.index, chunk - left[r.index], chunk) for r in load.ranks]
+        left = list(map(sub, load.queued(), running))  # after the pass under way
+        if not self._may_fit(chunk - max(0, min(left)), chunk, saturated):
+            return False
+        bins = [Bin(index, chunk - max(0, tokens), chunk) for index, tokens in enumerate(left)]
         starts_s = now + self.settings.network_s if clock.ends_s is None else clock.ends_s
-        ordered = list(self._order(starts_s, now))
-        placed = pour(
-            (w.request for w in ordered), bins, hits=self._hits(load), overflow=saturated
-        )
+        ordered = [waiting.request for waiting in self._order(starts_s, now)]
+        placed = pour(ordered, bins, hits=self._hits(load), overflow=saturated)
         for request, index in placed:
-            self._prefixes.note((load.info.instance, index), request.prefix)
+            if request.prefix:
+                self._prefixes.note((load.info.instance, index), request.prefix)
             why = "saturated" if saturated else "slot" if clock.ends_s is not None else "idle"
             self._dispatch(self.buffer[request.id], load.ranks[index], now, why)
         if placed:
@@ -285,10 +304,16 @@ class Staggered(PoolPolicy):
                 clock.outlasts = True
         return bool(placed)
 
-    def _hits(self, load: InstanceLoad) -> Callable[[Request], Iterator[tuple[int, int]]]:
+    def _may_fit(self, room: int, chunk: int, saturated: bool) -> bool:
+        """Whether the emptiest rank, with this room, could take any held request: most slots end here."""
+        return room > 0 and (saturated or min(self.buffer.least_tokens(), chunk) <= room)
+
+    def _hits(self, load: InstanceLoad) -> Callable[[Request], Iterable[tuple[int, int]]]:
         name = load.info.instance
 
-        def hits(request: Request) -> Iterator[tuple[int, int]]:
+        def hits(request: Request) -> Iterable[tuple[int, int]]:
+            if not request.prefix:
+                return ()
             return ((index, hit) for (instance, index), hit in self._prefixes.best(request) if instance == name)
 
         return hits
@@ -305,6 +330,7 @@ class Staggered(PoolPolicy):
 
     def _watch(self, now: float) -> None:
         """Poll an instance that is silent; suspect one that does not answer (rule 7)."""
+        self._silent_s = None
         for name, clock in self._clocks.items():
             if now < clock.silent_s:
                 continue

@@ -14,7 +14,8 @@ relegation spends passes on requests that are late already.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from headway.core.cluster.pool import Waiting, cluster_policies
+from headway.core.cluster.buffer import Waiting
+from headway.core.cluster.pool import cluster_policies
 from headway.core.cluster.staggered import Staggered, StaggeredSettings
 from headway.core.settings import setting
 

@@ -28,7 +28,6 @@ from headway.core.events import (
     PassEnded,
     PrefillDone,
     Role,
-    TimerFired,
 )
 from headway.core.request import Request, Slo
 from headway.hosts.sim.counters import PassCounters
@@ -96,9 +95,15 @@ class SimCluster:
         self._slo = slo or spec.slo
         self._keep_passes = keep_passes
         self._on_resolved = on_resolved
-        self._driver = Driver(policy, self.kernel, self._carry_out, [*observers, self._watch])
+        self._driver = Driver(policy, self.kernel, self._carry_out, observers, self._woken)
         self._instances = {
-            name: Instance(name, pool, make_batch, lambda group: random.Random(f"{seed}/engine/{group}"))
+            name: Instance(
+                name,
+                pool,
+                make_batch,
+                lambda group: random.Random(f"{seed}/engine/{group}"),
+                tells_pab=policy.reads_pab,
+            )
             for pool in spec.pools
             for name in pool.instance_names()
         }
@@ -339,11 +344,9 @@ class SimCluster:
         if not self._flights and len(self.outcomes) == self._expected:
             self.kernel.stop()
 
-    def _watch(self, now: float, event: Event, actions: Sequence[Action]) -> None:
+    def _woken(self, now: float) -> None:
         """Give up when a policy goes on waking up, or polling the dead, and nothing can come of it."""
-        if now <= self._progress_s + PATIENCE_S or not isinstance(event, TimerFired):
-            return
-        if not self.kernel.pending(FAULT, ARRIVAL, PASS_END):
+        if now > self._progress_s + PATIENCE_S and not self.kernel.pending(FAULT, ARRIVAL, PASS_END):
             self.kernel.stop()
 
     # Faults.

@@ -23,7 +23,8 @@ MAX_IDLE_WAKES = 100
 class Driver:
     """Drives one policy in virtual time.
 
-    `carry_out(now, action)` must not feed events back at once, but schedule them. Raises InvariantError when
+    `carry_out(now, action)` must not feed events back at once, but schedule them. `on_wake(now)` is called
+    before each `TimerFired`. Raises InvariantError when
     the policy wakes up for nothing at one instant again and again.
     """
 
@@ -33,11 +34,13 @@ class Driver:
         kernel: Kernel,
         carry_out: Callable[[float, Action], None],
         observers: Iterable[Observer] = (),
+        on_wake: Callable[[float], None] = lambda now: None,
     ) -> None:
         self._policy = policy
         self._kernel = kernel
         self._carry_out = carry_out
         self._observers = tuple(observers)
+        self._on_wake = on_wake
         self._armed_s: float | None = None
         self._timer = 0
         self._rang_s = -1.0
@@ -75,6 +78,7 @@ class Driver:
         if wake_s is None or wake_s > now:
             self._arm(now)
             return
+        self._on_wake(now)
         acted = bool(self.feed(TimerFired(), now))
         self._count_idle_wakes(now, acted)
 

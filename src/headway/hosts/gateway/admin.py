@@ -1,0 +1,127 @@
+"""The operators' side, on its own bind behind a token.
+
+GET    /workers                  every engine: state, why, what is under way
+POST   /workers                  add one: the keys of [[instances]] as JSON
+POST   /workers/NAME/drain       nothing new goes there;  /undrain takes it back
+DELETE /workers/NAME             drain (?timeout_s=30), then remove
+GET    /held                     every request that waits, since when and why
+GET    /metrics /health          as on the public side
+"""
+
+from urllib.parse import unquote
+
+import orjson
+from aiohttp import web
+
+from headway.core.errors import ConfigError
+from headway.hosts.gateway.access import Keys
+from headway.hosts.gateway.config import parse_instance
+from headway.hosts.gateway.driver import Driver
+from headway.hosts.gateway.errors import Refusal, bad_request
+from headway.hosts.gateway.metrics import Metrics
+from headway.hosts.gateway.server import Route, json_answer
+from headway.hosts.gateway.worker import Worker
+from headway.hosts.gateway.workers import Workers
+
+__all__ = ["AdminSide", "describe"]
+
+#: A removal waits this long for a worker's requests unless told otherwise, and never longer than the most.
+DRAIN_S, MOST_DRAIN_S = 30.0, 3600.0
+
+
+def describe(worker: Worker) -> dict[str, object]:
+    """Return a worker as operators see it."""
+    return {
+        "name": worker.name,
+        "url": worker.spec.url,
+        "role": worker.spec.role.value,
+        "dialect": worker.spec.dialect,
+        "ranks": worker.ranks,
+        "state": worker.state.value,
+        "draining": worker.draining,
+        "why": worker.why,
+        "legs": len(worker.legs),
+        "epoch": worker.epoch,
+        "ejections": worker.ejections,
+        "models": sorted(worker.models),
+    }
+
+
+class AdminSide:
+    """Handles the operators' requests. `routes` may be added to."""
+
+    def __init__(self, workers: Workers, driver: Driver, metrics: Metrics, keys: Keys) -> None:
+        self.routes: dict[tuple[str, str], Route] = {
+            ("GET", "/workers"): self._list,
+            ("POST", "/workers"): self._add,
+            ("GET", "/held"): self._held,
+            ("GET", "/metrics"): self._metrics,
+        }
+        self._workers = workers
+        self._driver = driver
+        self._counts = metrics
+        self._keys = keys
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request."""
+        if (request.method, request.path) == ("GET", "/health"):
+            return json_answer({"status": "ok"})
+        try:
+            self._keys.check(request.headers)
+            return await self._route(request)
+        except ConfigError as error:
+            refusal = bad_request(str(error), code="bad_worker")
+        except Refusal as refused:
+            refusal = refused
+        return web.Response(status=refusal.status, body=refusal.body(), headers=refusal.headers())
+
+    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+        route = self.routes.get((request.method, request.path))
+        if route is not None:
+            return await route(request)
+        parts = [unquote(part) for part in request.path.strip("/").split("/")]
+        match (request.method, parts):
+            case ("POST", ["workers", name, "drain"]):
+                return json_answer(describe(self._workers.drain(self._known(name))))
+            case ("POST", ["workers", name, "undrain"]):
+                return json_answer(describe(self._workers.undrain(self._known(name))))
+            case ("DELETE", ["workers", name]):
+                return await self._remove(request, self._known(name))
+        raise Refusal(404, "unknown_path", f"There is no {request.method} {request.path[:100]!r} here.")
+
+    def _known(self, name: str) -> str:
+        if self._workers.get(name) is None:
+            raise Refusal(404, "unknown_worker", f"There is no worker {name[:100]!r}.")
+        return name
+
+    async def _list(self, request: web.BaseRequest) -> web.StreamResponse:
+        return json_answer([describe(worker) for worker in self._workers])
+
+    async def _add(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            data = orjson.loads(await request.read())
+        except orjson.JSONDecodeError as error:
+            raise bad_request(f"The body is not valid JSON: {error}.") from None
+        if not isinstance(data, dict):
+            raise bad_request("A worker is a JSON object.")
+        worker = await self._workers.add(parse_instance(data, where="worker"))
+        return json_answer(describe(worker), 201)
+
+    async def _remove(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
+        text = request.query.get("timeout_s", str(DRAIN_S))
+        try:
+            timeout_s = float(text)
+        except ValueError:
+            timeout_s = -1.0
+        if not 0.0 <= timeout_s <= MOST_DRAIN_S:
+            raise bad_request(f"timeout_s must be 0 to {MOST_DRAIN_S:g} seconds.", param="timeout_s")
+        await self._workers.remove(name, timeout_s=timeout_s)
+        self._counts.forget(name)
+        return json_answer({"removed": name})
+
+    async def _held(self, request: web.BaseRequest) -> web.StreamResponse:
+        held = self._driver.held()
+        return json_answer([{"id": h.request_id, "since_s": h.since_s, "why": h.why} for h in held])
+
+    async def _metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=self._counts.text(), headers={"Content-Type": "text/plain; version=0.0.4"})

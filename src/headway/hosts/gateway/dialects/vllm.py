@@ -1,0 +1,64 @@
+"""vLLM: the rank in a header or a port (`legs.py`), and prefill before decode with KV handed over (NIXL).
+
+P/D. The prefill leg is the request with one token to generate and no stream; its answer carries
+`kv_transfer_params` that tell the decode engine where the KV is, and are copied into the decode leg
+unread. The decode engine is chosen only then. A client that goes away while its prefill runs cuts that
+leg, and vLLM drops the request.
+"""
+
+import msgspec
+
+from headway.core.events import Role
+from headway.hosts.gateway.dialects.contract import fields_of, splice
+from headway.hosts.gateway.flight import Flight, LegError
+from headway.hosts.gateway.legs import Legs
+from headway.hosts.gateway.worker import Worker
+
+__all__ = ["body_for", "prefill_body", "prefill_then_decode"]
+
+_REMOTE_DECODE = msgspec.Raw(
+    b'{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,'
+    b'"remote_block_ids":null,"remote_host":null,"remote_port":null}'
+)
+_ONE, _FALSE = msgspec.Raw(b"1"), msgspec.Raw(b"false")
+#: What makes no sense with one token, or without a stream.
+_NOT_IN_PREFILL = ("stream_options", "min_tokens")
+
+
+class _Prefilled(msgspec.Struct):
+    kv_transfer_params: msgspec.Raw | None = None
+
+
+_prefilled = msgspec.json.Decoder(_Prefilled)
+
+
+def body_for(body: bytes, worker: Worker, rank: int) -> bytes:
+    """Return what an aggregated engine gets: the client's bytes as they came."""
+    return body
+
+
+async def prefill_then_decode(legs: Legs, flight: Flight) -> None:
+    """A prefill leg, then a decode leg that is placed when the prefill is done."""
+    worker, dispatch = await legs.place(flight, Role.PREFILL)
+    answer = await legs.ask(flight, worker, dispatch, prefill_body(flight.call.body))
+    flight.limit(None)
+    try:
+        params = _prefilled.decode(answer).kv_transfer_params
+    except msgspec.DecodeError:
+        raise LegError(f"{worker.name}: the prefill's answer is not JSON", worker=worker) from None
+    worker, dispatch = await legs.place(flight, Role.DECODE)
+    body = flight.call.body
+    if params is not None:  # engines that share a KV store hand nothing over
+        body = splice(body, b'"kv_transfer_params":' + bytes(params))
+    await legs.stream(flight, worker, dispatch, body)
+
+
+def prefill_body(body: bytes) -> bytes:
+    """Make the prefill leg's body: one token, no stream, KV to be fetched."""
+    fields = fields_of(body)
+    for name in _NOT_IN_PREFILL:
+        fields.pop(name, None)
+    if "max_completion_tokens" in fields:
+        fields["max_completion_tokens"] = _ONE
+    fields |= {"max_tokens": _ONE, "stream": _FALSE, "kv_transfer_params": _REMOTE_DECODE}
+    return msgspec.json.encode(fields)

@@ -1,0 +1,198 @@
+"""A request on its way through the gateway: what it waits for, where it is, and how it is taken back.
+
+The policy speaks to it through the driver (`dispatched`, `rejected`, `recalled`); the task that serves it
+awaits `place`. Whatever interrupts a leg before its first byte (a recall, a worker that goes down, a time
+that is up) ends the flight's `scope`, and with it all legs of the request at once.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+from headway.core.actions import Dispatch, Recall, Reject
+from headway.core.errors import EngineError
+from headway.core.events import Event, Finished, Role
+from headway.core.request import Request
+from headway.hosts.gateway.errors import Refusal, bad_request, overloaded
+from headway.hosts.gateway.requests import Call
+from headway.hosts.gateway.transport import Sink
+from headway.hosts.gateway.worker import Worker
+
+__all__ = ["Flight", "LegError", "RecalledError"]
+
+_WHY = {
+    "backlog-full": "The engines are busy for longer than new work should wait.",
+    "held-too-long": "No engine could take the request in time.",
+}
+
+
+class LegError(EngineError):
+    """An engine failed a leg. `status` is what the client is told if nothing else helps."""
+
+    def __init__(
+        self, reason: str, *, status: int = 502, worker: Worker | None = None, refused: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.worker = worker
+        self.refused = refused
+
+
+class RecalledError(Exception):
+    """The policy took the request back: it waits for another place."""
+
+
+class Flight:
+    """One request. Times are the clock's, None until they come."""
+
+    def __init__(
+        self,
+        request: Request,
+        call: Call,
+        headers: Mapping[str, str],
+        sink: Sink,
+        *,
+        role_of: Callable[[str], Role | None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.request = request
+        self.call = call
+        self.headers = headers
+        self.sink = sink
+        self.attempts = 0  # that engines failed
+        self.tries = 0  # all, recalled ones too
+        self.waits = False  # counted in the buffer
+        self.prefilled = False
+        self.over = False
+        self.refusal: Refusal | None = None
+        self.prompt_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self.dispatched_s: float | None = None
+        self.first_byte_s: float | None = None
+        self.prefill_done_s: float | None = None
+        self.ended_s: float | None = None
+        self.instances: list[str] = []
+        self.why = ""
+        self._role_of = role_of
+        self._clock = clock
+        self._places: dict[Role, Dispatch] = {}
+        self._awaited: tuple[Role, asyncio.Future[Dispatch]] | None = None
+        self._scope: asyncio.Timeout | None = None
+        self._cut: Exception | None = None
+
+    # What the policy says
+
+    def dispatched(self, action: Dispatch) -> None:
+        """See `Waiter.dispatched`. The place of a worker that is gone meanwhile is found out by the leg."""
+        role = self._role_of(action.instance) or Role.AGGREGATED
+        self.why = action.why
+        if self._awaited is not None and self._awaited[0] is role and not self._awaited[1].done():
+            self._awaited[1].set_result(action)
+        else:
+            self._places[role] = action
+
+    def _refusal(self, action: Reject) -> Refusal:
+        if action.why == "prompt-too-long" or action.retry_after_s is None:
+            message = (
+                f"The prompt of about {self.request.prompt_tokens} tokens is longer than any engine can hold."
+            )
+            return bad_request(message, code="context_length_exceeded", param="messages")
+        message = _WHY.get(action.why, f"The request was refused: {action.why}.")
+        return overloaded(action.why, message, action.retry_after_s)
+
+    def rejected(self, action: Reject) -> None:
+        """See `Waiter.rejected`."""
+        self.refusal = self._refusal(action)
+        self._cut = None  # a refusal is the last word
+        self._interrupt(self.refusal)
+
+    def recalled(self, action: Recall) -> None:
+        """See `Waiter.recalled`."""
+        self._places.clear()
+        self._interrupt(RecalledError(action.why))
+
+    def abandon(self, worker: Worker) -> None:
+        """Give up the legs, unless bytes have gone out: what streams may still come to its end."""
+        if not self.sink.started:
+            self._interrupt(LegError(f"{worker.name} is down", status=503, worker=worker))
+
+    # What the serving task does
+
+    def begin_again(self) -> None:
+        """Forget what an attempt had come to."""
+        self.prefilled = False
+        self.prefill_done_s = None
+
+    def engine_done(self, feed: Callable[[Event], object]) -> None:
+        """Tell the policy that the last token exists."""
+        if not self.over:
+            self.over = True
+            feed(Finished(self.request.id, self.output_tokens or 0))
+
+    async def place(self, role: Role, timeout_s: float) -> Dispatch:
+        """Wait to be dispatched to an instance of this role. Raises Refusal (429) when that takes too
+        long.
+        """
+        ready = self._places.pop(role, None)
+        if ready is not None:
+            return ready
+        future: asyncio.Future[Dispatch] = asyncio.get_running_loop().create_future()
+        self._awaited = (role, future)
+        try:
+            async with asyncio.timeout(timeout_s) as timer:
+                return await future
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise overloaded("queue_timeout", f"No engine took the request in {timeout_s:g} s.") from None
+        finally:
+            self._awaited = None
+
+    def forget_places(self) -> None:
+        """Places given for an attempt that failed are void."""
+        self._places.clear()
+
+    def limit(self, seconds: float | None) -> None:
+        """Let the scope end by itself after so long; None: never."""
+        if self._scope is not None and self._cut is None:
+            self._scope.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+
+    async def __aenter__(self) -> Self:
+        """Enter the scope of one attempt."""
+        if self._cut is not None:
+            cut, self._cut = self._cut, None
+            raise cut
+        self._scope = asyncio.timeout(None)
+        await self._scope.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        scope, self._scope = self._scope, None
+        assert scope is not None
+        try:
+            await scope.__aexit__(kind, error, trace)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            cut, self._cut = self._cut, None
+            if cut is not None:
+                raise cut from None
+            raise LegError("the engine was silent for too long", status=504) from None
+        if (
+            self._cut is not None and error is not None
+        ):  # the cut came while the attempt was failing by itself
+            self._cut = None
+
+    def _interrupt(self, cut: Exception) -> None:
+        """End the wait or the legs of this attempt with `cut`."""
+        if self.over or self._cut is not None:
+            return
+        if self._awaited is not None and not self._awaited[1].done():
+            self._awaited[1].set_exception(cut)
+            return
+        self._cut = cut
+        if self._scope is not None:
+            self._scope.reschedule(asyncio.get_running_loop().time())

@@ -1,0 +1,214 @@
+"""The gateway as a whole: builds its parts, starts and stops them, and drains.
+
+async with Gateway(GatewayConfig.from_toml("gateway.toml")) as gateway:
+    print(gateway.url)
+"""
+
+import asyncio
+import random
+import signal
+import ssl
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from headway.core.cluster import ClusterPolicy, create_cluster
+from headway.core.cluster.compose import Disaggregated
+from headway.core.errors import ConfigError
+from headway.core.events import Event
+from headway.hosts.gateway.access import Keys
+from headway.hosts.gateway.admin import AdminSide
+from headway.hosts.gateway.config import GatewayConfig, TlsSpec
+from headway.hosts.gateway.driver import Driver, Observer
+from headway.hosts.gateway.flight import Flight
+from headway.hosts.gateway.lengths import Lengths
+from headway.hosts.gateway.metrics import Metrics
+from headway.hosts.gateway.paired import Paired
+from headway.hosts.gateway.passthrough import Passthrough
+from headway.hosts.gateway.protocol import Handler, make_server
+from headway.hosts.gateway.server import PublicSide
+from headway.hosts.gateway.serving import Done, Serving
+from headway.hosts.gateway.transport import AiohttpTransport
+from headway.hosts.gateway.workers import Workers
+
+__all__ = ["Gateway", "create_policy", "serve"]
+
+BACKLOG = 4096
+#: How often the drain looks whether the last request is over.
+DRAIN_LOOK_S = 0.02
+
+
+def create_policy(config: GatewayConfig) -> ClusterPolicy:
+    """Build the policy of a configuration: in one pool, in two, or in two at once."""
+    rng = random.Random(f"{config.policy.seed}/policy")
+    policy = create_cluster(config.policy.cluster, disaggregated=bool(config.disaggregated), rng=rng)
+    if config.both_legs_at_once and isinstance(policy, Disaggregated):
+        return Paired(policy.prefill, policy.decode)
+    return policy
+
+
+class Gateway:
+    """The OpenAI-compatible front door. An async context manager; also `start`, `drain` and `stop`.
+
+    `observers` see every event with what the policy did about it, `on_done` every request that is over.
+    Raises ConfigError before anything starts when the configuration cannot be used.
+    """
+
+    def __init__(
+        self, config: GatewayConfig, *, observers: Iterable[Observer] = (), on_done: Iterable[Done] = ()
+    ) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self._observers = [self.metrics.observe, *observers]
+        self._on_done = [self.metrics.done, *on_done]
+        self._keys = Keys(config.secret(config.auth.api_keys_env, "auth.api_keys_env"))
+        self._admin_keys = Keys(config.secret(config.admin.token_env, "admin.token_env"))
+        engine_key = config.secret(config.auth.engine_api_key_env, "auth.engine_api_key_env")
+        self._engine_headers = {} if engine_key is None else {"Authorization": f"Bearer {engine_key}"}
+        self._tls = None if config.tls is None else _tls_context(config.tls)
+        self._lengths = Lengths(config.server.tokenizer)
+        self._policy = create_policy(config)
+        self._runners: list[web.ServerRunner] = []
+        self._sites: list[web.TCPSite] = []
+        self.url = ""
+        self.admin_url: str | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen, and check every engine once. Raises ConfigError when an address cannot be bound."""
+        self._build()
+        try:
+            await self.workers.start()
+            server = self.config.server
+            self.url = await self._listen(self.public, server.host, server.port, self._tls)
+            admin = self.config.admin
+            if admin.port is not None:
+                self.admin_url = await self._listen(self.admin, admin.host, admin.port, None)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def drain(self, timeout_s: float | None = None) -> bool:
+        """Accept nothing more and wait for what is under way; whether all of it came to its end."""
+        self.public.draining = True
+        patience_s = self.config.server.drain_timeout_s if timeout_s is None else timeout_s
+        deadline_s = self._loop.time() + patience_s
+        for site in self._sites[:1]:
+            await site.stop()
+        self._sites = self._sites[1:]
+        while self.serving.buffer.in_flight and self._loop.time() < deadline_s:
+            await asyncio.sleep(DRAIN_LOOK_S)
+        return not self.serving.buffer.in_flight
+
+    async def stop(self) -> None:
+        """End everything at once; `drain` first to be kind."""
+        for runner in self._runners:
+            await runner.cleanup()
+        self._runners, self._sites = [], []
+        await self.workers.stop()
+        self.driver.stop()
+        await self._transport.close()
+
+    async def reload(self, config: GatewayConfig) -> None:
+        """Make the workers those of a new configuration; the rest of it needs a restart."""
+        await self.workers.reconcile(config.instances, timeout_s=self.config.server.drain_timeout_s)
+
+    def _build(self) -> None:
+        config, self._loop = self.config, asyncio.get_running_loop()
+        clock, call_at = self._loop.time, self._loop.call_at
+        self._transport = AiohttpTransport(connect_timeout_s=config.limits.connect_timeout_s)
+        self.workers = Workers(
+            config,
+            self._transport,
+            self._feed,
+            clock=clock,
+            call_at=call_at,
+            engine_headers=self._engine_headers,
+        )
+        self.driver = Driver(
+            self._policy, clock=clock, call_at=call_at, poll=self.workers.poll, observers=self._observers
+        )
+        self.serving = Serving(
+            config,
+            self.driver,
+            self.workers,
+            self._transport,
+            self._lengths,
+            clock=clock,
+            engine_headers=self._engine_headers,
+            on_done=self._done,
+            on_retry=self.metrics.retried,
+        )
+        passthrough = Passthrough(
+            self.workers,
+            self._transport,
+            config.limits,
+            engine_headers=self._engine_headers,
+            keep_authorization=config.auth.api_keys_env is None,
+        )
+        self.metrics.watch(self.serving.buffer, self.workers)
+        self.public = PublicSide(config, self.serving, passthrough, self.workers, self.metrics, self._keys)
+        self.admin = AdminSide(self.workers, self.driver, self.metrics, self._admin_keys)
+
+    def _feed(self, event: Event) -> None:
+        self.driver.feed(event)
+
+    def _done(self, flight: Flight, status: int) -> None:
+        for hear in self._on_done:
+            hear(flight, status)
+
+    async def _listen(self, handler: Handler, host: str, port: int, tls: ssl.SSLContext | None) -> str:
+        """Serve on an address; return its URL."""
+        limits = self.config.limits
+        server = make_server(
+            handler, header_timeout_s=limits.header_timeout_s, most_body_bytes=limits.max_body_bytes
+        )
+        runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=0.2)
+        self._runners.append(runner)
+        await runner.setup()
+        site = web.TCPSite(runner, host, port, ssl_context=tls, backlog=BACKLOG)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        self._sites.append(site)
+        bound = runner.addresses[0][1]
+        return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
+
+
+def _tls_context(tls: TlsSpec) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"tls: cannot use {tls.certificate} and {tls.key}: {error}") from None
+    return context
+
+
+async def serve(gateway: Gateway) -> None:
+    """Run a gateway until SIGTERM or SIGINT, then drain it. A second signal ends it at once."""
+    loop = asyncio.get_running_loop()
+    stop, now = asyncio.Event(), asyncio.Event()
+
+    def ask() -> None:
+        (now if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ask)
+    async with gateway:
+        await stop.wait()
+        draining = asyncio.ensure_future(gateway.drain())
+        hurried = asyncio.ensure_future(now.wait())
+        await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
+        for task in (draining, hurried):
+            task.cancel()

@@ -1,0 +1,248 @@
+"""Carries out one leg of a request: send it to an engine, and stream the answer or keep it.
+
+Rule 1. What a leg holds (its seat at the worker, its connection) is released in `finally`.
+Rule 2. Nothing goes to the client before the engine has answered well: until then the leg may be made
+        elsewhere.
+Rule 3. An engine's 4xx is the client's affair and is passed on; its 5xx and 429 are the engine's, and
+        tried elsewhere.
+Rule 4. A stream that breaks after its first byte is never repeated: the client gets an error event and a cut
+        connection, so that it cannot take the half for the whole.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from headway.core.actions import Dispatch
+from headway.core.events import Event, PrefillDone, Role
+from headway.hosts.gateway.config import LimitsSpec
+from headway.hosts.gateway.errors import Refusal, unavailable
+from headway.hosts.gateway.flight import Flight, LegError
+from headway.hosts.gateway.transport import Answer, Transport, TransportError
+from headway.hosts.gateway.usage import Tail, Usage, usage_of
+from headway.hosts.gateway.worker import Worker
+from headway.hosts.gateway.workers import Workers
+
+__all__ = ["EngineSaysNo", "Legs"]
+
+#: Of an error's text, this much is passed on.
+MOST_REASON_BYTES = 500
+
+
+class EngineSaysNo(Exception):  # noqa: N818  an answer, not a fault
+    """The engine refuses the request itself (4xx): its answer is the client's."""
+
+    def __init__(self, status: int, content_type: str, body: bytes) -> None:
+        super().__init__(f"the engine answers {status}")
+        self.status = status
+        self.content_type = content_type
+        self.body = body
+
+
+class Legs:
+    """What dialects make a request's way of."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        transport: Transport,
+        feed: Callable[[Event], object],
+        limits: LimitsSpec,
+        *,
+        clock: Callable[[], float],
+        dispatched: Callable[[Flight, Dispatch], None],
+        engine_headers: Mapping[str, str],
+    ) -> None:
+        self._workers = workers
+        self._transport = transport
+        self._feed = feed
+        self._limits = limits
+        self._clock = clock
+        self._dispatched = dispatched
+        self._engine_headers = dict(engine_headers)
+
+    async def place(self, flight: Flight, role: Role) -> tuple[Worker, Dispatch]:
+        """Wait for a place of this role. Raises LegError when the worker is gone by then."""
+        try:
+            dispatch = await flight.place(role, self._limits.queue_timeout_s)
+        except Refusal as refusal:
+            if refusal.code == "queue_timeout" and not self._workers.ready():
+                raise unavailable("no_engine", "No engine is up that could take the request.") from None
+            raise
+        self._dispatched(flight, dispatch)
+        worker = self._workers.get(dispatch.instance)
+        if worker is None:
+            raise LegError(f"{dispatch.instance} was removed", status=503)
+        return worker, dispatch
+
+    async def stream(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> None:
+        """Send the last leg of a request, and its answer to the client."""
+        async with self._open(flight, worker, dispatch, body) as answer:
+            if answer.headers.get("Content-Type", "").startswith("text/event-stream"):
+                await self._forward(flight, worker, answer)
+            else:
+                await self._hand_over(flight, worker, answer)
+
+    async def ask(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> bytes:
+        """Send a prefill leg and return its answer, which says that the prefill is done."""
+        async with self._open(flight, worker, dispatch, body) as answer:
+            answered = await self._read(worker, answer)
+            self.prefill_done(flight, worker)
+        return answered
+
+    async def accompany(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> None:
+        """Send a prefill leg whose answer goes nowhere; its first byte says that the prefill is done."""
+        try:
+            async with self._open(flight, worker, dispatch, body) as answer:
+                async for _ in answer.chunks():
+                    self.prefill_done(flight, worker)
+        except TransportError as error:
+            if not flight.prefilled:
+                raise self._broken(worker, error) from None
+        except LegError:
+            if not flight.sink.started:  # else the decode leg does without it
+                raise
+
+    def prefill_done(self, flight: Flight, worker: Worker) -> None:
+        """Tell the policy, once, that the prompt is computed."""
+        if not flight.prefilled:
+            flight.prefilled = True
+            flight.prefill_done_s = self._clock()
+            self._feed(PrefillDone(flight.request.id))
+        worker.inference.prefilled(flight.request.id)
+
+    @asynccontextmanager
+    async def _open(
+        self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes
+    ) -> AsyncIterator[Answer]:
+        request = flight.request
+        worker.legs.add(flight)
+        if worker.spec.role is not Role.DECODE:
+            streams = flight.call.stream or worker.spec.role is Role.PREFILL
+            worker.inference.sent(
+                request.id, dispatch.rank, dispatch.number, request.prompt_tokens, streams=streams
+            )
+        answer: Answer | None = None
+        flight.limit(self._limits.first_byte_timeout_s)
+        try:
+            answer = await self._send(flight, worker, dispatch, body)
+            yield answer
+            self._workers.worked(worker)
+        finally:
+            if answer is not None:
+                answer.close()
+            worker.legs.discard(flight)
+            worker.inference.gone(request.id)
+
+    async def _send(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> Answer:
+        url = worker.spec.rank_url(dispatch.rank) + flight.call.path
+        try:
+            answer = await self._transport.send("POST", url, self._headers(flight, worker, dispatch), body)
+        except TransportError as error:
+            raise self._broken(worker, error) from None
+        if answer.status < 300:
+            return answer
+        try:
+            reason = await self._read(worker, answer)
+        finally:
+            answer.close()
+        if answer.status < 500 and answer.status not in (408, 429):
+            raise EngineSaysNo(answer.status, answer.headers.get("Content-Type", "application/json"), reason)
+        status = answer.status if answer.status in (429, 503) else 502
+        text = reason[:MOST_REASON_BYTES].decode(errors="replace")
+        raise LegError(f"{worker.name} answers {answer.status}: {text}", status=status, worker=worker)
+
+    def _headers(self, flight: Flight, worker: Worker, dispatch: Dispatch) -> dict[str, str]:
+        headers = {
+            **flight.headers,
+            **self._engine_headers,
+            "Content-Type": "application/json",
+            "x-request-id": f"{flight.request.id}.{flight.tries}",
+            "x-headway-dispatch": str(worker.wire_number(dispatch.number)),
+        }
+        if worker.ranks > 1 and worker.spec.rank_by == "header":
+            headers["X-data-parallel-rank"] = str(dispatch.rank)
+        return headers
+
+    async def _read(self, worker: Worker, answer: Answer) -> bytes:
+        try:
+            return await answer.read()
+        except TransportError as error:
+            raise self._broken(worker, error) from None
+
+    def _broken(self, worker: Worker, error: TransportError) -> LegError:
+        return LegError(f"{worker.name}: {error}", worker=worker, refused=error.refused)
+
+    async def _hand_over(self, flight: Flight, worker: Worker, answer: Answer) -> None:
+        """Pass on an answer that is whole. The engine is done before the client has it."""
+        body = await self._read(worker, answer)
+        self._first_byte(flight, worker)
+        self._note(flight, usage_of(body))
+        flight.engine_done(self._feed)
+        await flight.sink.answer(answer.status, _passed_on(answer), body)
+
+    async def _forward(self, flight: Flight, worker: Worker, answer: Answer) -> None:
+        """Pass on a stream, byte for byte."""
+        tail = Tail()
+        write = flight.sink.write
+        idle = _Idle(flight, self._limits.idle_timeout_s)
+        try:
+            async for chunk in answer.chunks():
+                if not tail.events and flight.first_byte_s is None:
+                    self._first_byte(flight, worker)
+                    idle.start()
+                    await flight.sink.start(answer.status, _passed_on(answer))
+                tail.add(chunk)
+                idle.active = True
+                await write(chunk)
+        except TransportError as error:
+            self._note(flight, tail.usage())
+            raise self._broken(worker, error) from None
+        finally:
+            idle.stop()
+        if flight.first_byte_s is None:
+            raise LegError(f"{worker.name}: an empty stream", worker=worker)
+        self._note(flight, tail.usage())
+        flight.engine_done(self._feed)
+        await flight.sink.end()
+
+    def _first_byte(self, flight: Flight, worker: Worker) -> None:
+        flight.first_byte_s = self._clock()
+        flight.limit(None)
+        self.prefill_done(flight, worker)
+
+    def _note(self, flight: Flight, usage: Usage) -> None:
+        flight.prompt_tokens, flight.output_tokens = usage
+
+
+class _Idle:
+    """Ends a stream on which nothing moved for `timeout_s` to twice that. One timer a period, none per
+    chunk.
+    """
+
+    def __init__(self, flight: Flight, timeout_s: float) -> None:
+        self.active = False
+        self._flight = flight
+        self._timeout_s = timeout_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._look)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        if not self.active:
+            self._flight.limit(0.0)
+            return
+        self.active = False
+        self.start()
+
+
+def _passed_on(answer: Answer) -> dict[str, str]:
+    """Of the engine's headers, what a client needs."""
+    return {"Content-Type": answer.headers.get("Content-Type", "application/json")}

@@ -1,0 +1,172 @@
+"""Prometheus metrics in base units. Labels are bounded: instances that are configured, words that are ours.
+
+No request id, no model name, no client's text becomes a label.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+
+from headway.core.actions import Action, Dispatch, Poll, Recall, Reject
+from headway.core.events import Event
+from headway.hosts.gateway.buffer import Buffer
+from headway.hosts.gateway.flight import Flight
+from headway.hosts.gateway.worker import State
+from headway.hosts.gateway.workers import Workers
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+_TPOT_SECONDS = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0)
+_TOKENS = tuple(float(1 << power) for power in range(4, 18))
+#: Reasons come from policies, which may be anybody's: past this many, new ones are counted as "other".
+MOST_WORDS = 32
+
+
+class Metrics:
+    """The gateway's own registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "headway_requests", "Requests over, by status", ["status"], registry=self.registry
+        )
+        self._retries = Counter("headway_retries", "Legs made again", ["reason"], registry=self.registry)
+        self._dispatches = Counter(
+            "headway_dispatches", "Placements decided", ["instance", "why"], registry=self.registry
+        )
+        self._rejects = Counter(
+            "headway_rejects", "Requests the policy refused", ["why"], registry=self.registry
+        )
+        self._recalls = Counter(
+            "headway_recalls", "Placements taken back", ["instance"], registry=self.registry
+        )
+        self._polls = Counter(
+            "headway_polls", "Snapshots the policy asked for", ["instance"], registry=self.registry
+        )
+        self._prompt = Counter("headway_prompt_tokens", "Prompt tokens served", registry=self.registry)
+        self._output = Counter("headway_output_tokens", "Output tokens served", registry=self.registry)
+        self._queue = Histogram(
+            "headway_queue_seconds", "From arrival to dispatch", buckets=_SECONDS, registry=self.registry
+        )
+        self._ttft = Histogram(
+            "headway_ttft_seconds", "From arrival to the first byte", buckets=_SECONDS, registry=self.registry
+        )
+        self._tpot = Histogram(
+            "headway_tpot_seconds", "Per token after the first", buckets=_TPOT_SECONDS, registry=self.registry
+        )
+        self._whole = Histogram(
+            "headway_request_seconds", "From arrival to the end", buckets=_SECONDS, registry=self.registry
+        )
+        self._length = Histogram(
+            "headway_request_prompt_tokens", "Prompt lengths", buckets=_TOKENS, registry=self.registry
+        )
+        self._met = Counter(
+            "headway_slo",
+            "Requests served, by target and whether it was met",
+            ["target", "met"],
+            registry=self.registry,
+        )
+        self._words: set[str] = set()
+
+    def watch(self, buffer: Buffer, workers: Workers) -> None:
+        """Read gauges off the living objects when they are asked for."""
+        for name, doc, read in (
+            ("headway_held_requests", "Requests not dispatched", lambda: buffer.requests),
+            ("headway_held_tokens", "Prompt tokens not dispatched", lambda: buffer.tokens),
+            ("headway_held_bytes", "Bodies not dispatched", lambda: buffer.bytes),
+            ("headway_in_flight_requests", "Requests not over", lambda: buffer.in_flight),
+        ):
+            self._gauge(name, doc, read)
+        self.registry.register(_WorkerGauges(workers))
+
+    def observe(self, now: float, event: Event, actions: Sequence[Action]) -> None:
+        """Count decisions: an observer of the driver."""
+        for action in actions:
+            if isinstance(action, Dispatch):
+                self._dispatches.labels(action.instance, self._word(action.why)).inc()
+            elif isinstance(action, Reject):
+                self._rejects.labels(self._word(action.why)).inc()
+            elif isinstance(action, Recall):
+                self._recalls.labels(action.instance).inc()
+            elif isinstance(action, Poll):
+                self._polls.labels(action.instance).inc()
+
+    def retried(self, reason: str) -> None:
+        """Count a retry."""
+        self._retries.labels(reason).inc()
+
+    def refused(self, status: int) -> None:
+        """Count a request that never came to be served."""
+        self._requests.labels(str(status)).inc()
+
+    def done(self, flight: Flight, status: int) -> None:
+        """Count a request that is over."""
+        self._requests.labels(str(status)).inc()
+        arrived_s = flight.request.arrival_s
+        self._length.observe(flight.request.prompt_tokens)
+        if flight.dispatched_s is not None:
+            self._queue.observe(flight.dispatched_s - arrived_s)
+        if status == 200 and flight.first_byte_s is not None and flight.ended_s is not None:
+            self._served(flight, flight.first_byte_s - arrived_s, flight.ended_s - flight.first_byte_s)
+            self._whole.observe(flight.ended_s - arrived_s)
+
+    def _served(self, flight: Flight, ttft_s: float, decode_s: float) -> None:
+        slo = flight.request.slo
+        self._prompt.inc(flight.prompt_tokens or flight.request.prompt_tokens)
+        self._output.inc(flight.output_tokens or 0)
+        if not flight.call.stream:
+            return  # its first byte is its last: it tells nothing of TTFT
+        self._ttft.observe(ttft_s)
+        self._met.labels("ttft", str(ttft_s <= slo.ttft_s).lower()).inc()
+        if flight.output_tokens is not None and flight.output_tokens > 1:
+            tpot_s = decode_s / (flight.output_tokens - 1)
+            self._tpot.observe(tpot_s)
+            self._met.labels("tpot", str(tpot_s <= slo.tpot_s).lower()).inc()
+
+    def forget(self, instance: str) -> None:
+        """Drop the series of a worker that was removed."""
+        for metric in (self._dispatches, self._recalls, self._polls):
+            metric.remove_by_labels({"instance": instance})
+
+    def text(self) -> bytes:
+        """Return all in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _word(self, word: str) -> str:
+        if word in self._words:
+            return word
+        if len(self._words) >= MOST_WORDS:
+            return "other"
+        self._words.add(word)
+        return word
+
+    def _gauge(self, name: str, doc: str, read: Callable[[], float]) -> None:
+        Gauge(name, doc, registry=self.registry).set_function(read)
+
+
+class _WorkerGauges:
+    """Health and work of each worker, read when asked for."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        up = GaugeMetricFamily(
+            "headway_worker_up", "Whether a worker takes work", labels=["instance", "role"]
+        )
+        legs = GaugeMetricFamily("headway_worker_legs", "Legs under way", labels=["instance", "role"])
+        ejections = GaugeMetricFamily(
+            "headway_worker_ejections", "Ejections not forgiven", labels=["instance", "role"]
+        )
+        for worker in self._workers:
+            labels = [worker.name, worker.spec.role.value]
+            up.add_metric(labels, float(worker.state is State.UP and not worker.draining))
+            legs.add_metric(labels, len(worker.legs))
+            ejections.add_metric(labels, worker.ejections)
+        return [up, legs, ejections]

@@ -1,0 +1,184 @@
+"""The public side: which path is what, who may ask, how much, and how a no is told.
+
+POST /v1/chat/completions, /v1/completions      placed by the policy, streamed byte for byte
+GET  /v1/models                                 what the engines serve
+*    /v1/…                                      passed on to an engine
+GET  /health /ready /metrics                    it lives; it can serve; its numbers
+"""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from itertools import count
+
+import orjson
+from aiohttp import web
+
+from headway.core.request import Slo
+from headway.hosts.gateway.access import Keys
+from headway.hosts.gateway.config import GatewayConfig
+from headway.hosts.gateway.errors import Refusal, unavailable
+from headway.hosts.gateway.metrics import Metrics
+from headway.hosts.gateway.passthrough import Passthrough
+from headway.hosts.gateway.protocol import ClientSink
+from headway.hosts.gateway.requests import read_call, read_targets
+from headway.hosts.gateway.serving import Serving
+from headway.hosts.gateway.workers import Workers
+
+__all__ = ["PublicSide", "Route", "json_answer"]
+
+Route = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+_SOUND_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_GENERATIONS = ("/v1/chat/completions", "/v1/completions")
+
+
+def json_answer(value: object, status: int = 200) -> web.Response:
+    """Return a value as JSON."""
+    return web.Response(status=status, body=orjson.dumps(value), content_type="application/json")
+
+
+class PublicSide:
+    """Handles the clients' requests. `draining`: new ones are refused. `routes` may be added to."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        serving: Serving,
+        passthrough: Passthrough,
+        workers: Workers,
+        metrics: Metrics,
+        keys: Keys,
+    ) -> None:
+        self.draining = False
+        self.routes: dict[tuple[str, str], Route] = {
+            ("GET", "/health"): self._health,
+            ("GET", "/ready"): self._ready,
+            ("GET", "/metrics"): self._metrics,
+            ("GET", "/v1/models"): self._models,
+            **{("POST", path): self._generate for path in _GENERATIONS},
+        }
+        self._paths = {path for _, path in self.routes if path not in ("/v1/models",)}
+        self._limits = config.limits
+        self._slo: Slo = config.slo.slo()
+        self._serving = serving
+        self._passthrough = passthrough
+        self._workers = workers
+        self._counts = metrics
+        self._keys = keys
+        self._boot = secrets.token_hex(4)
+        self._numbers = count(1)
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request."""
+        route = self.routes.get((request.method, request.path))
+        if route is not None:
+            return await route(request)
+        if request.path.startswith("/v1/") and request.path not in self._paths:
+            return await self._pass_on(request)
+        return self._unknown(request)
+
+    def _unknown(self, request: web.BaseRequest) -> web.Response:
+        allowed = sorted(method for method, path in self.routes if path == request.path)
+        if not allowed:
+            return self._refuse(Refusal(404, "unknown_path", f"There is no {request.path[:100]!r} here."))
+        answer = self._refuse(Refusal(405, "method_not_allowed", f"Use {' or '.join(allowed)}."))
+        answer.headers["Allow"] = ", ".join(allowed)
+        return answer
+
+    # Generations
+
+    async def _generate(self, request: web.BaseRequest) -> web.StreamResponse:
+        request_id = self._request_id(request)
+        sink = ClientSink(request, {"x-request-id": request_id})
+        try:
+            self._admit(request)
+            slo, priority = read_targets(request.headers, self._slo)
+            call = read_call(request.path, await self._body(request))
+        except Refusal as refusal:
+            self._counts.refused(refusal.status)
+            return await sink.fail(refusal)
+        try:
+            await self._serving.serve(call, request.headers, request_id, slo, priority, sink)
+        except Refusal as refusal:
+            return await sink.fail(refusal)
+        if sink.response is None:
+            raise ConnectionResetError("the client is gone")
+        return sink.response
+
+    def _admit(self, request: web.BaseRequest) -> None:
+        self._keys.check(request.headers)
+        if self.draining:
+            raise unavailable("draining", "The gateway is shutting down.")
+        length = request.content_length
+        if length is not None and length > self._limits.max_body_bytes:
+            raise self._too_large()
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        if "Content-Encoding" in request.headers:
+            raise Refusal(400, "content_encoding", "A compressed body is not accepted.")
+        try:
+            async with asyncio.timeout(self._limits.body_timeout_s) as timer:
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise self._too_large() from None
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            message = f"No complete body in {self._limits.body_timeout_s:g} s."
+            raise Refusal(408, "body_timeout", message) from None
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, "body_too_large", f"The body is larger than {self._limits.max_body_bytes} bytes.")
+
+    def _request_id(self, request: web.BaseRequest) -> str:
+        given = request.headers.get("x-request-id")
+        if given is not None and _SOUND_ID.fullmatch(given):
+            return given
+        return f"req-{self._boot}-{next(self._numbers)}"
+
+    # The rest
+
+    async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
+        request_id = self._request_id(request)
+        sink = ClientSink(request, {"x-request-id": request_id})
+        try:
+            self._admit(request)
+            body = await self._body(request)
+            status = await self._passthrough.serve(
+                request.method, request.raw_path, request.headers, body, request_id, sink
+            )
+        except Refusal as refusal:
+            self._counts.refused(refusal.status)
+            return await sink.fail(refusal)
+        self._counts.refused(status)
+        assert sink.response is not None
+        return sink.response
+
+    async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            self._keys.check(request.headers)
+        except Refusal as refusal:
+            return self._refuse(refusal)
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "headway"}
+            | ({} if longest is None else {"max_model_len": longest})
+            for name, longest in sorted(self._workers.models().items())
+        ]
+        return json_answer({"object": "list", "data": data})
+
+    async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
+        return json_answer({"status": "ok"})
+
+    async def _ready(self, request: web.BaseRequest) -> web.StreamResponse:
+        ready = self._workers.ready() and not self.draining
+        states = {worker.name: worker.state.value for worker in self._workers}
+        return json_answer({"ready": ready, "workers": states}, 200 if ready else 503)
+
+    async def _metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=self._counts.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    def _refuse(self, refusal: Refusal) -> web.Response:
+        self._counts.refused(refusal.status)
+        return web.Response(status=refusal.status, body=refusal.body(), headers=refusal.headers())

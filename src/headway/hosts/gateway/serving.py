@@ -1,0 +1,219 @@
+"""Serves a request from door to end: room for it, its places, its legs, again where that is allowed.
+
+Rule 1. Load is reserved when the policy decides and released in `finally`: every request that arrived
+        ends in exactly one of `Finished`, `Failed(retry=False)` and `Cancelled`, unless the policy
+        refused it.
+Rule 2. A leg is made again only before the client has a byte, at most `retries` times, within a budget
+        over all requests, and at another instance if there is one.
+Rule 3. A client that is gone cancels the task, which ends the wait or cuts the legs: nothing is computed
+        for nobody.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import count
+
+from headway.core.actions import Dispatch
+from headway.core.events import Cancelled, Failed, Role
+from headway.core.request import Request, Slo
+from headway.hosts.gateway.buffer import Buffer, RetryBudget
+from headway.hosts.gateway.config import GatewayConfig
+from headway.hosts.gateway.dialects import way_of
+from headway.hosts.gateway.driver import Driver
+from headway.hosts.gateway.errors import Refusal, bad_request, model_not_found, unavailable
+from headway.hosts.gateway.flight import Flight, LegError, RecalledError
+from headway.hosts.gateway.legs import EngineSaysNo, Legs
+from headway.hosts.gateway.lengths import Lengths
+from headway.hosts.gateway.requests import Call
+from headway.hosts.gateway.transport import Sink, Transport
+from headway.hosts.gateway.workers import Workers
+
+__all__ = ["Done", "Serving"]
+
+#: Sees a request when it is over, with the status the client was given.
+Done = Callable[[Flight, int], None]
+
+#: What of a client's headers goes on to the engines.
+_PASSED_ON = ("accept", "traceparent", "tracestate", "baggage")
+
+#: A recalled request is at most so often recalled again; a policy that does it more does it for ever.
+MOST_RECALLS = 20
+
+
+class Serving:
+    """All requests in the gateway. `on_done` hears of each when it is over."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        driver: Driver,
+        workers: Workers,
+        transport: Transport,
+        lengths: Lengths,
+        *,
+        clock: Callable[[], float],
+        engine_headers: Mapping[str, str],
+        on_done: Done = lambda flight, status: None,
+        on_retry: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self.buffer = Buffer(config.limits, clock)
+        self._config = config
+        self._driver = driver
+        self._workers = workers
+        self._lengths = lengths
+        self._clock = clock
+        self._on_done = on_done
+        self._on_retry = on_retry
+        self._budget = RetryBudget(config.limits.retry_budget)
+        self._numbers = count(1)
+        self._way = way_of(config)
+        self._passes_authorization = config.auth.api_keys_env is None
+        self._legs = Legs(
+            workers,
+            transport,
+            driver.feed,
+            config.limits,
+            clock=clock,
+            dispatched=self._dispatched,
+            engine_headers=engine_headers,
+        )
+
+    async def serve(
+        self, call: Call, headers: Mapping[str, str], request_id: str, slo: Slo, priority: int, sink: Sink
+    ) -> None:
+        """Serve a request to its end. Raises Refusal when the client is to be told no."""
+        arrived_s = self._clock()
+        self._check_model(call.model)
+        tokens = max(1, await self._lengths.measure(call))
+        self._check_length(call, tokens)
+        self.buffer.admit(tokens, len(call.body))
+        self._budget.earn()
+        # Two clients may choose one id; engines and policies need one for each request.
+        name = f"{request_id}-{next(self._numbers)}"
+        request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens)
+        flight = Flight(
+            request, call, self._to_engines(headers), sink, role_of=self._role_of, clock=self._clock
+        )
+        flight.waits = True
+        status = 499  # unless somebody says otherwise the client went away
+        try:
+            self._driver.arrive(request, flight)
+            status = await self._until_over(flight)
+        except Refusal as refusal:
+            status = refusal.status
+            raise
+        except ConnectionError:
+            pass  # nobody is there any more
+        except Exception:
+            status = 500
+            raise
+        finally:
+            self._end(flight, status)
+
+    async def _until_over(self, flight: Flight) -> int:
+        recalls = 0
+        while True:
+            if flight.refusal is not None:
+                raise flight.refusal
+            flight.tries += 1
+            try:
+                async with flight:
+                    await self._way(self._legs, flight)
+                return 200
+            except RecalledError:
+                recalls += 1
+                if recalls > MOST_RECALLS:
+                    raise unavailable("recalled", "The engines fall silent again and again.") from None
+                self._wait_again(flight)
+            except LegError as error:
+                self._leg_failed(flight, error)
+            except EngineSaysNo as answer:
+                await flight.sink.answer(answer.status, {"Content-Type": answer.content_type}, answer.body)
+                return answer.status
+
+    def _leg_failed(self, flight: Flight, error: LegError) -> None:
+        """Have the request placed again, or give up. Raises Refusal in that case."""
+        worker = error.worker
+        if worker is not None:
+            self._workers.failed(worker, str(error), refused=error.refused)
+        flight.forget_places()
+        flight.attempts += 1
+        request_id = flight.request.id
+        if self._may_retry(flight):
+            self._on_retry("refused" if error.refused else str(error.status))
+            self._wait_again(flight)
+            self._workers.send_elsewhere(worker, Failed(request_id, str(error), retry=True))
+            return
+        flight.over = True
+        self._driver.feed(Failed(request_id, str(error), retry=False))
+        retry_after_s = 1.0 if error.status in (429, 503) else None
+        code = {429: "engine_overloaded", 503: "engine_unavailable", 504: "engine_timeout"}
+        word = code.get(error.status, "engine_error")
+        raise Refusal(
+            error.status, word, f"The engine failed: {error}.", retry_after_s=retry_after_s
+        ) from None
+
+    def _may_retry(self, flight: Flight) -> bool:
+        within = not flight.sink.started and flight.attempts <= self._config.limits.retries
+        return within and self._budget.spend()
+
+    def _wait_again(self, flight: Flight) -> None:
+        """Forget what the failed attempt had come to; the request is held once more."""
+        flight.begin_again()
+        if not flight.waits:
+            flight.waits = True
+            self.buffer.enter(flight.request.prompt_tokens, len(flight.call.body))
+
+    def _dispatched(self, flight: Flight, dispatch: Dispatch) -> None:
+        """Note that a request leaves the buffer."""
+        if flight.waits:
+            flight.waits = False
+            flight.dispatched_s = self._clock()
+            self.buffer.leave(flight.request.prompt_tokens, len(flight.call.body))
+        flight.instances.append(dispatch.instance)
+
+    def _end(self, flight: Flight, status: int) -> None:
+        """Release everything the request holds, however it ended."""
+        if flight.waits:
+            self.buffer.leave(flight.request.prompt_tokens, len(flight.call.body))
+        self.buffer.done()
+        flight.ended_s = self._clock()
+        if flight.prompt_tokens is not None:
+            self._lengths.learn(flight.call, flight.prompt_tokens)
+        try:
+            if not flight.over and flight.refusal is None:
+                self._driver.feed(Cancelled(flight.request.id))
+        finally:
+            flight.over = True
+            self._driver.leave(flight.request.id)
+            self._on_done(flight, status)
+
+    # At the door
+
+    def _check_model(self, model: str | None) -> None:
+        known = self._workers.models()
+        if model is not None and known and model not in known:
+            raise model_not_found(model)
+
+    def _check_length(self, call: Call, tokens: int) -> None:
+        """Refuse a prompt that is longer than the model; by an estimate, only when it is far longer."""
+        most = self._config.server.max_prompt_tokens or self._longest(call.model)
+        exact = call.token_ids is not None or self._lengths.exact
+        if most is not None and tokens > (most if exact else 2 * most):
+            message = f"The prompt has {'' if exact else 'about '}{tokens} tokens, the model takes {most}."
+            raise bad_request(message, code="context_length_exceeded", param="messages")
+
+    def _longest(self, model: str | None) -> int | None:
+        known = self._workers.models()
+        if model is not None:
+            return known.get(model)
+        return next(iter(known.values())) if len(known) == 1 else None
+
+    def _role_of(self, instance: str) -> Role | None:
+        worker = self._workers.get(instance)
+        return None if worker is None else worker.spec.role
+
+    def _to_engines(self, headers: Mapping[str, str]) -> dict[str, str]:
+        passed = {name: headers[name] for name in _PASSED_ON if name in headers}
+        if self._passes_authorization and "authorization" in headers:
+            passed["Authorization"] = headers["authorization"]
+        return passed

@@ -1,0 +1,245 @@
+"""The gateway in front of stand-in engines, over real sockets: what comes out, and what happens when things break."""
+
+import asyncio
+import json
+import socket
+
+import aiohttp
+from standins import ANSWER, CHAT, DONE, EVENT, USAGE, StandIn, chat, error_of, gateway, run, until
+
+
+def test_a_json_answer_and_the_body_go_through_unchanged():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (_, client):
+            body = b'{ "model": "tiny",\n "messages": [{"role":"user","content":"h\\u00e9"}], "seed": 1.50 }'
+            status, headers, answer = await chat(client, body, headers={"x-request-id": "mine"})
+            assert (status, json.loads(answer)) == (200, ANSWER)
+            assert headers["x-request-id"] == "mine"
+            assert engine.bodies == [body]
+
+    run(check())
+
+
+def test_a_stream_goes_through_byte_for_byte_and_the_first_event_does_not_wait():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (_, client):
+            engine.more.clear()
+            async with client.post("/v1/chat/completions", json=CHAT | {"stream": True}) as answer:
+                assert answer.headers["Content-Type"] == "text/event-stream"
+                first = await answer.content.readany()
+                assert first == EVENT
+                engine.more.set()
+                assert first + await answer.read() == EVENT + EVENT + USAGE + DONE
+
+    run(check())
+
+
+def test_the_policy_hears_of_first_and_last_token_and_the_length_is_learned():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (front, client):
+            seen = []
+            front.driver._observers += (lambda now, event, actions: seen.append(event),)
+            await chat(client, stream=True)
+            await until(lambda: not front.driver.requests)
+            names = [type(event).__name__ for event in seen]
+            assert names.index("Arrived") < names.index("PrefillDone") < names.index("Finished")
+            finished = next(event for event in seen if type(event).__name__ == "Finished")
+            assert finished.output_tokens == 3
+            assert front._lengths.ratio.bytes_per_token < 4.0  # 7 tokens for "hello"
+
+    run(check())
+
+
+def test_a_client_that_goes_away_is_gone_at_the_engine():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (front, client):
+            engine.more.clear()
+            answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
+            await answer.content.readany()
+            answer.close()
+            await until(lambda: engine.aborted == 1, "the engine's abort")
+            await until(lambda: not front.driver.requests)
+
+    run(check())
+
+
+def test_a_client_that_goes_away_while_it_is_held_never_reaches_an_engine():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (front, client):
+            front.workers.drain("engine-0")
+            task = asyncio.create_task(chat(client))
+            await until(lambda: len(front.driver.held()) == 1)
+            task.cancel()
+            await until(lambda: not front.driver.requests)
+            assert not front.driver.held() and not engine.requests
+
+    run(check())
+
+
+def test_a_failed_leg_goes_elsewhere_before_the_first_byte():
+    async def check():
+        async with StandIn() as bad, StandIn() as good, gateway([bad, good]) as (front, client):
+            bad.status = 500
+            for _ in range(4):
+                status, _, _ = await chat(client)
+                assert status == 200
+            assert bad.requests and len(good.requests) == 4
+            assert b'headway_retries_total{reason="502"}' in front.metrics.text()
+
+    run(check())
+
+
+def test_a_killed_engine_loses_only_the_streams_it_was_sending():
+    async def check():
+        async with StandIn() as bad, StandIn() as good, gateway([bad, good]) as (_, client):
+            bad.more.clear()
+            streaming = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
+            await streaming.content.readany()
+            good.go.clear()
+            other = asyncio.create_task(chat(client))  # at the good one
+            await until(lambda: len(good.requests) == 1)
+            bad.go.clear()
+            waiting = asyncio.create_task(chat(client))  # at the bad one, no byte yet
+            await until(lambda: len(bad.requests) == 2)
+            await bad.kill()
+            good.go.set()
+            assert [(await task)[0] for task in (other, waiting)] == [200, 200]
+            try:
+                rest = await streaming.read()
+            except aiohttp.ClientPayloadError:
+                rest = b""
+            streaming.close()
+            assert b"[DONE]" not in rest
+
+    run(check())
+
+
+def test_a_stream_that_breaks_is_not_repeated_and_is_told_as_broken():
+    async def check():
+        async with StandIn() as bad, StandIn() as good, gateway([bad, good]) as (_, client):
+            bad.break_after = good.break_after = 1
+            answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
+            assert await answer.content.readany() == EVENT
+            told = b""
+            try:
+                while chunk := await answer.content.readany():
+                    told += chunk
+                raise AssertionError("the stream ended as if it were whole")
+            except aiohttp.ClientPayloadError:
+                assert error_of(told.removeprefix(b"data: ")) == "engine_error"
+            answer.close()
+            assert len(bad.requests) + len(good.requests) == 1
+
+    run(check())
+
+
+def test_retries_end():
+    async def check():
+        async with StandIn() as engine, gateway([engine], limits={"retries": 1}) as (front, client):
+            engine.status = 503
+            status, headers, body = await chat(client)
+            assert (status, error_of(body), headers["Retry-After"]) == (503, "engine_unavailable", "1")
+            assert len(engine.requests) == 2
+            await until(front.workers.ready)
+
+    run(check())
+
+
+def test_an_engines_own_refusal_is_passed_on():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (_, client):
+            engine.status = 400
+            status, _, body = await chat(client)
+            assert (status, json.loads(body)) == (400, {"error": {"message": "no"}})
+            assert len(engine.requests) == 1
+
+    run(check())
+
+
+def test_an_engine_that_hangs_is_given_up():
+    async def check():
+        limits = {"first_byte_timeout_s": 0.1, "retries": 0}
+        async with StandIn() as engine, gateway([engine], limits=limits) as (_, client):
+            engine.go.clear()
+            status, _, body = await chat(client)
+            assert (status, error_of(body)) == (504, "engine_timeout")
+            await until(lambda: engine.aborted == 1)
+
+    run(check())
+
+
+def test_a_stream_that_stalls_is_ended():
+    async def check():
+        async with StandIn() as engine, gateway([engine], limits={"idle_timeout_s": 0.05}) as (_, client):
+            engine.more.clear()
+            answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
+            try:
+                told = await answer.read()
+            except aiohttp.ClientPayloadError:
+                told = b""
+            answer.close()
+            assert b"[DONE]" not in told
+            await until(lambda: engine.aborted == 1)
+
+    run(check())
+
+
+def test_both_sides_are_without_nagles_delay():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (front, client):
+            engine.more.clear()
+            answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
+            await answer.content.readany()
+            pool = front._transport._session.connector._acquired
+            to_engines = [protocol.transport for protocol in pool]
+            to_clients = [c.transport for c in front._runners[0].server.connections]
+            assert to_engines and to_clients
+            for transport in to_engines + to_clients:
+                sock = transport.get_extra_info("socket")
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            engine.more.set()
+            await answer.read()
+
+    run(check())
+
+
+def test_embeddings_and_what_else_there_is_are_passed_on():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (_, client):
+            status, _, body = await chat(client, {"input": "x"}, path="/v1/embeddings", headers={"X-data-parallel-rank": "9"})
+            assert (status, json.loads(body)) == (200, ANSWER)
+            path, headers, _ = engine.requests[0]
+            assert path == "/v1/embeddings" and "X-data-parallel-rank" not in headers
+
+    run(check())
+
+
+def test_requests_are_held_for_an_engine_that_comes_back():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (front, client):
+            engine.healthy = False
+            await until(lambda: front.workers.named("engine-0").state.value == "down")
+            task = asyncio.create_task(chat(client))
+            await until(lambda: len(front.driver.held()) == 1)
+            engine.healthy = True
+            assert (await task)[0] == 200
+
+    run(check())
+
+
+def test_many_streams_at_once_with_half_of_the_clients_gone():
+    async def check():
+        async with StandIn() as a, StandIn() as b, gateway([a, b], "staggered") as (front, client):
+            a.more.clear()
+            b.more.clear()
+            client.connector._limit = 0
+            tasks = [asyncio.create_task(chat(client, stream=True)) for _ in range(60)]
+            await until(lambda: front.driver.requests == 60)
+            for task in tasks[::2]:
+                task.cancel()
+            a.more.set()
+            b.more.set()
+            kept = await asyncio.gather(*tasks[1::2])
+            assert {(status, body) for status, _, body in kept} == {(200, EVENT + EVENT + USAGE + DONE)}
+
+    run(check())
