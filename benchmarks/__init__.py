@@ -1,4 +1,4 @@
-"""Speed. `python -m benchmarks` runs the quick ones; each also runs by itself, as `python -m benchmarks.sim_steps`.
+"""Speed. `python -m benchmarks` runs the quick ones; each runs by itself as `python -m benchmarks.sim_steps`.
 
 Times are CPU time of this process, the best of a few runs, so that a busy machine blurs them less.
 """

@@ -1,6 +1,6 @@
 """Engine passes per second of one core: decode only, no policy work.
 
-    python benchmarks/engine_steps.py
+    python -m benchmarks.engine_steps
 
 "steady": nothing joins or leaves. "turnover": outputs of 200 to 400 tokens, each finished request replaced.
 """
@@ -8,6 +8,7 @@
 import random
 import time
 
+from benchmarks import Figure, show
 from headway.core.batch.contract import BatchPolicy, BatchView, Plan
 from headway.core.events import Role
 from headway.core.registry import Rng
@@ -16,7 +17,7 @@ from headway.core.settings import Settings
 from headway.model import Engine, PoolSpec, Work
 from headway.model.fits import FITTED
 
-SECONDS = 1.5
+SECONDS = 1.0
 DECODES_PER_RANK = 64
 
 
@@ -66,13 +67,14 @@ def passes_per_second(ranks: int, *, turnover: bool) -> float:
     return passes / elapsed
 
 
-def main() -> None:
-    print(f"decode-only passes per second, {DECODES_PER_RANK} decodes per rank")
-    print(f"{'ranks':>5} {'steady':>10} {'turnover':>10}")
+def figures() -> list[Figure]:
+    found = []
     for ranks in (1, 8, 32):
-        steady = passes_per_second(ranks, turnover=False)
-        print(f"{ranks:>5} {steady:>10,.0f} {passes_per_second(ranks, turnover=True):>10,.0f}")
+        steady, turnover = (passes_per_second(ranks, turnover=turnover) for turnover in (False, True))
+        case = f"{ranks} × {DECODES_PER_RANK} decodes, engine alone"
+        found.append(Figure("engine", case, f"{steady:,.0f} steps/s, {turnover:,.0f} with turnover"))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    show(figures())

@@ -9,8 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import headway
-from headway import cli
-from headway.cli import app
+from headway.cli import app, simulate
 from headway.core.batch import batch_policies
 from headway.core.cluster import cluster_policies
 from headway.model.presets import PRESETS
@@ -135,9 +134,9 @@ def test_without_a_command_help_is_shown():
 
 
 def test_the_demo_writes_page_picture_and_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    smaller = [(title, options | {"load": [0.5, 0.8]}) for title, options in cli._DEMO[:1]]
+    smaller = [(title, options | {"load": [0.5, 0.8]}) for title, options in simulate._DEMO[:1]]
     smaller[0][1]["policies"] = ["staggered", "round-robin"]
-    monkeypatch.setattr(cli, "_DEMO", smaller)
+    monkeypatch.setattr(simulate, "_DEMO", smaller)
     result = headway_("demo", "--out", str(tmp_path / "out"), "--requests", "8", "--workers", "1")
     assert result.exit_code == 0, result.output
     assert {file.name for file in (tmp_path / "out").iterdir()} == {

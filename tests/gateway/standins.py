@@ -15,7 +15,11 @@ from headway.hosts.gateway import Gateway, GatewayConfig
 EVENT = b'data: {"choices":[{"delta":{"content":"tok"}}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}\n\n'
 DONE = b"data: [DONE]\n\n"
-ANSWER = {"id": "x", "choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+ANSWER = {
+    "id": "x",
+    "choices": [{"message": {"content": "hi"}}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 3},
+}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -60,7 +64,9 @@ class StandIn:
         self.nodelay = []
 
     async def __aenter__(self):
-        self._runner = web.ServerRunner(web.Server(self._handle, handler_cancellation=True), shutdown_timeout=0.05)
+        self._runner = web.ServerRunner(
+            web.Server(self._handle, handler_cancellation=True), shutdown_timeout=0.05
+        )
         await self._runner.setup()
         await self._listen(0)
         return self
@@ -94,7 +100,7 @@ class StandIn:
         raw = await request.read()
         body = json.loads(raw)
         self.bodies.append(raw)
-        self.requests.append((request.path, dict(request.headers), body))
+        self.requests.append((request.path, request.headers.copy(), body))
         self.under_way += 1
         try:
             await self.go.wait()

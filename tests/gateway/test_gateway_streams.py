@@ -1,4 +1,4 @@
-"""The gateway in front of stand-in engines, over real sockets: what comes out, and what happens when things break."""
+"""The gateway before stand-in engines, over real sockets: what comes out, and what when things break."""
 
 import asyncio
 import json
@@ -145,6 +145,18 @@ def test_retries_end():
     run(check())
 
 
+def test_retries_of_what_engines_refuse_have_a_budget_those_of_a_dead_engine_have_none():
+    async def check():
+        limits = {"retry_budget": 0.0}
+        async with StandIn() as bad, StandIn() as good, gateway([bad, good], limits=limits) as (_, client):
+            bad.status = 500
+            assert sorted([(await chat(client))[0] for _ in range(2)]) == [200, 502]
+            await bad.kill()
+            assert [(await chat(client))[0] for _ in range(4)] == [200] * 4
+
+    run(check())
+
+
 def test_an_engines_own_refusal_is_passed_on():
     async def check():
         async with StandIn() as engine, gateway([engine]) as (_, client):
@@ -190,8 +202,7 @@ def test_both_sides_are_without_nagles_delay():
             engine.more.clear()
             answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
             await answer.content.readany()
-            pool = front._transport._session.connector._acquired
-            to_engines = [protocol.transport for protocol in pool]
+            to_engines = [connection._transport for connection in front._transport.connections]
             to_clients = [c.transport for c in front._runners[0].server.connections]
             assert to_engines and to_clients
             for transport in to_engines + to_clients:
@@ -206,7 +217,9 @@ def test_both_sides_are_without_nagles_delay():
 def test_embeddings_and_what_else_there_is_are_passed_on():
     async def check():
         async with StandIn() as engine, gateway([engine]) as (_, client):
-            status, _, body = await chat(client, {"input": "x"}, path="/v1/embeddings", headers={"X-data-parallel-rank": "9"})
+            status, _, body = await chat(
+                client, {"input": "x"}, path="/v1/embeddings", headers={"X-data-parallel-rank": "9"}
+            )
             assert (status, json.loads(body)) == (200, ANSWER)
             path, headers, _ = engine.requests[0]
             assert path == "/v1/embeddings" and "X-data-parallel-rank" not in headers

@@ -90,6 +90,9 @@ class Witness:
             self.deliveries[name] += [self.now] * gained
 
     def audit(self) -> None:
+        engine = self.engine
+        apart = (engine.queued_tokens(), engine.kv_blocks(), engine.running(), engine.waiting(), None)
+        assert engine.state(self.now, pab=False) == apart
         for rank in self.engine._ranks:
             decoding, begun = list(rank.decodes), rank.prefilling
             assert rank.decode_context_tokens == sum(work.context_tokens for work in decoding)

@@ -4,7 +4,7 @@ import pytest
 from tiny import request
 
 from headway.core.errors import InvariantError
-from headway.model.kv import PagedKv
+from headway.model.kv import PagedKv, take_each
 
 
 def cached(kv: PagedKv, name: str, hashes: list[int]) -> None:
@@ -102,3 +102,11 @@ def test_chunks_publish_what_is_whole():
     assert held == 1
     assert kv.publish(prompt, held, 20) == 2
     assert kv.used == 5
+
+
+def test_taking_on_each_rank_is_taking_on_one_after_the_other():
+    roomy, caching, full = PagedKv(10, 4), PagedKv(4, 4), PagedKv(2, 4)
+    cached(caching, "a", [1, 2])
+    full.take(2)
+    assert take_each([roomy, caching, full, roomy], [3, 2, 1, 0]) == [2]
+    assert (roomy.used, caching.used, caching.cached, full.used) == (3, 2, 2, 2)

@@ -10,7 +10,8 @@ No policy sees any of this; a policy has `core.estimate`, what it learned from r
     outcome = engine.end_pass(now)
 
 `instance` (what it reports) over `engine` (passes), over `rank` (what one rank runs), `decodes` (lazy
-progress), `kv` (blocks and prefix cache), `lateness`, `work`; `costs` and `fits` (seconds per pass); `cluster` (TOML) and `presets`.
+progress), `kv` (blocks and prefix cache), `lateness`, `work`; `costs` and `fits` (seconds per pass);
+`cluster` (TOML) and `presets`.
 """
 
 from headway.model.cluster import ClusterSpec, MemorySpec, NetworkSpec, PoolSpec

@@ -127,6 +127,8 @@ class DenseCosts:
 
     def decode_step_s(self, decodes: Sequence[float], contexts: Sequence[float]) -> float:
         """Return the time of a pass without prompts. Arguments of shape (ranks,)."""
+        if len(decodes) == 1:  # the common case: independent ranks
+            return self._rank_s(decodes[0], contexts[0], 0.0)
         return max([self._rank_s(n, k, 0.0) for n, k in zip(decodes, contexts, strict=True)])
 
     def step_s(

@@ -30,7 +30,17 @@ class Decodes:
     ranks).
     """
 
-    __slots__ = ("_block_tokens", "_due", "_peaks", "clock", "contexts", "counts", "growth", "members", "total")
+    __slots__ = (
+        "_block_tokens",
+        "_due",
+        "_peaks",
+        "clock",
+        "contexts",
+        "counts",
+        "growth",
+        "members",
+        "total",
+    )
 
     def __init__(self, ranks: int, block_tokens: int) -> None:
         self.clock = self.total = 0

@@ -82,7 +82,18 @@ class Instance:
     `told_epoch` is the epoch the policy has heard of: its dispatches are meant for that one.
     """
 
-    __slots__ = ("alive", "epoch", "groups", "hung", "inbox", "name", "pool", "sequence", "tells_pab", "told_epoch")
+    __slots__ = (
+        "alive",
+        "epoch",
+        "groups",
+        "hung",
+        "inbox",
+        "name",
+        "pool",
+        "sequence",
+        "tells_pab",
+        "told_epoch",
+    )
 
     def __init__(
         self,

@@ -49,6 +49,14 @@ def serve(spec, items, policy="round-robin", **options):
     return simulate(spec, items, policy, "vllm-v1", **options)
 
 
+@pytest.mark.parametrize(("policy", "told"), [("pab", True), ("least-tokens", False)])
+def test_admission_budgets_are_worked_out_only_for_a_policy_that_reads_them(policy, told):
+    recorder = Recorder()
+    simulate(ONE, [Item(float(n), 1500, 3) for n in range(20)], policy, "fair", observers=[recorder])
+    reports = [event for _, event in recorder.script if isinstance(event, PassEnded)]
+    assert any(report.pab_tokens is not None for report in reports) == told
+
+
 def test_the_life_of_a_request_on_an_aggregated_engine():
     recorder = Recorder()
     (outcome,) = serve(ONE, [Item(1.0, 1500, 3)], observers=[recorder]).outcomes

@@ -45,35 +45,37 @@ def pour(
     heapq.heapify(heap)
     placed: list[tuple[Request, int]] = []
     for request in requests:
-        if not heap:
+        while heap and by_key[heap[0][1]].room != -heap[0][0]:
+            heapq.heappop(heap)  # a hit took room of this bin since
+        if not heap or heap[0][0] >= 0:
             break
-        best = _top(heap, by_key)
-        if best is None:
-            break
+        top = best = by_key[heap[0][1]]
         cost = request.prompt_tokens
-        left = best.room - cost
-        for key, hit in hits(request) if hits else ():
-            rank, cheaper = by_key.get(key), max(1, request.prompt_tokens - hit)
-            if rank is not None and rank.room - cheaper > left and _fits(cheaper, rank, overflow):
-                best, cost, left = rank, cheaper, rank.room - cheaper
-        if not _fits(cost, best, overflow):
+        if hits is not None:
+            best, cost = _best_hit(request, top, by_key, hits(request), overflow)
+        if cost > best.room and best.chunk > best.room and not overflow:
             continue
         best.room -= cost
         placed.append((request, best.key))
-        heapq.heappush(heap, (-best.room, best.key))
+        if best is top:
+            heapq.heapreplace(heap, (-best.room, best.key))
+        else:
+            heapq.heappush(heap, (-best.room, best.key))
     return placed
+
+
+def _best_hit(
+    request: Request, top: Bin, by_key: dict[int, Bin], hits: Iterable[tuple[int, int]], overflow: bool
+) -> tuple[Bin, int]:
+    """Return the bin with the most room left after the request, and its cost there; `top` has no hit."""
+    best, cost = top, request.prompt_tokens
+    for key, hit in hits:
+        rank, cheaper = by_key.get(key), max(1, request.prompt_tokens - hit)
+        if rank is not None and rank.room - cheaper > best.room - cost and _fits(cheaper, rank, overflow):
+            best, cost = rank, cheaper
+    return best, cost
 
 
 def _fits(cost: int, rank: Bin, overflow: bool) -> bool:
     """Whether a rank can start on it in the coming pass: with all of it or a whole chunk, or with a part."""
     return min(cost, rank.chunk) <= rank.room or (overflow and rank.room > 0)
-
-
-def _top(heap: list[tuple[int, int]], by_key: dict[int, Bin]) -> Bin | None:
-    """Return the bin with the most room; entries whose room has changed since are stale and dropped."""
-    while heap:
-        negative, key = heap[0]
-        if by_key[key].room == -negative:
-            return by_key[key] if negative < 0 else None
-        heapq.heappop(heap)
-    return None

@@ -4,7 +4,7 @@ The buffer is longest when there is most to do; what is asked of it all the time
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headway.core.errors import InvariantError
 from headway.core.request import Request
@@ -14,18 +14,23 @@ __all__ = ["Buffer", "Waiting"]
 
 @dataclass(slots=True)
 class Waiting:
-    """A held request. `rounds`: how many batches left without it."""
+    """A held request. `rounds`: how many batches left without it.
+
+    `least_tokens`: prompt tokens to compute when all of its prefix is cached, at least 1.
+    """
 
     request: Request
     since_s: float
     rounds: int = 0
     why: str = "no instance is up"
+    least_tokens: int = field(init=False)
 
-    @property
-    def least_tokens(self) -> int:
-        """Prompt tokens to compute when all of its prefix is cached, at least 1."""
+    def __post_init__(self) -> None:
         request = self.request
-        return max(1, request.prompt_tokens - len(request.prefix) * request.prefix_block_tokens)
+        self.least_tokens = request.prompt_tokens
+        if request.prefix:
+            cached = len(request.prefix) * request.prefix_block_tokens
+            self.least_tokens = max(1, request.prompt_tokens - cached)
 
 
 class Buffer(dict[str, Waiting]):
@@ -80,11 +85,11 @@ class Buffer(dict[str, Waiting]):
     def oldest_s(self) -> float:
         """Return since when the oldest hold lasts; infinity when nothing is held."""
         if self._oldest_s is None:
-            self._oldest_s = min((w.since_s for w in self.values()), default=math.inf)
+            self._oldest_s = min([w.since_s for w in self.values()], default=math.inf)
         return self._oldest_s
 
     def least_tokens(self) -> float:
         """Return the smallest `Waiting.least_tokens`; infinity when nothing is held."""
         if self._least_tokens is None:
-            self._least_tokens = min((w.least_tokens for w in self.values()), default=math.inf)
+            self._least_tokens = min([w.least_tokens for w in self.values()], default=math.inf)
         return self._least_tokens

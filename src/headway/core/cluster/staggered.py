@@ -82,6 +82,7 @@ class PassClock:
     predicted_s: float = 0.0  # how long it takes from start to end
     running: list[int] = field(default_factory=list)
     outlasts: bool = False  # some rank has more queued than the pass takes
+    slot_s: float = -math.inf  # when its next slot opens (rules 1, 2 and 3); infinity: a report will tell
     silent_s: float = math.inf  # when the watchdog bites
     polled: bool = False
 
@@ -101,6 +102,7 @@ class Staggered(PoolPolicy):
         self._clocks: dict[str, PassClock] = {}
         self._pass_time = PassTime(settings.window)
         self._prefixes: PrefixIndex[tuple[str, int]] = PrefixIndex()
+        self._prefixes_known = False
         self._silent_s: float | None = None  # the least of the clocks'; None: one was set, look again
         self._fired_s = -math.inf
         self._slot_s = math.inf  # the next slot that time alone opens
@@ -165,6 +167,7 @@ class Staggered(PoolPolicy):
             self._begin_pass(load, now, now)
         else:
             clock.ends_s, clock.running, clock.silent_s = None, [0] * load.info.ranks, math.inf
+            self._set_slot(clock)
             self._silent_s = None
         self._place(now)
 
@@ -177,9 +180,18 @@ class Staggered(PoolPolicy):
         clock.running = [min(tokens, chunk) for tokens in queued] if clock.outlasts else queued
         clock.predicted_s = self._predict_s(clock.running)
         clock.ends_s = starts_s + clock.predicted_s
+        self._set_slot(clock)
         patience = self.settings.watchdog_factor * (self._pass_time.mean_s or 0.0)
         clock.silent_s = now + max(self.settings.watchdog_floor_s, patience)
         self._silent_s = None
+
+    def _set_slot(self, clock: PassClock) -> None:
+        if clock.ends_s is None:
+            clock.slot_s = -math.inf
+        elif clock.outlasts:
+            clock.slot_s = clock.ends_s - self.settings.lead * clock.predicted_s
+        else:
+            clock.slot_s = math.inf
 
     def _predict_s(self, tokens: list[int]) -> float:
         """Guess how long a pass with these tokens per rank takes; 0 before anything is known."""
@@ -230,17 +242,13 @@ class Staggered(PoolPolicy):
         The earliest first, of equals that of the instance that has had no batch for longest. Slots that
         only a report can open are left out.
         """
-        slots = [(self._slot_of(load, saturated, now), load.chosen, load) for load in loads]
-        return deque(sorted((slot for slot in slots if slot[0] < math.inf), key=itemgetter(0, 1)))
-
-    def _slot_of(self, load: InstanceLoad, saturated: bool, now: float) -> float:
-        """Return when the instance may be given its next batch (rules 1, 2, 3 and 6)."""
-        clock = self._clocks[load.info.instance]
-        if clock.ends_s is None or saturated:
-            return now
-        if clock.outlasts:
-            return max(now, clock.ends_s - self.settings.lead * clock.predicted_s)
-        return math.inf
+        if saturated:  # rule 6
+            slots = [(now, load.chosen, load) for load in loads]
+        else:
+            times = [(self._clocks[load.info.instance].slot_s, load) for load in loads]
+            slots = [(max(now, slot_s), load.chosen, load) for slot_s, load in times if slot_s < math.inf]
+        slots.sort(key=itemgetter(0, 1))
+        return deque(slots)
 
     def _spaced(self, opens_s: float, load: InstanceLoad, now: float) -> float:
         """Keep the spacing between slots, unless the batch is full or urgent (rules 4 and 5)."""
@@ -289,9 +297,11 @@ class Staggered(PoolPolicy):
         bins = [Bin(index, chunk - max(0, tokens), chunk) for index, tokens in enumerate(left)]
         starts_s = now + self.settings.network_s if clock.ends_s is None else clock.ends_s
         ordered = [waiting.request for waiting in self._order(starts_s, now)]
-        placed = pour(ordered, bins, hits=self._hits(load), overflow=saturated)
+        hits = self._hits(load) if self._prefixes_known else None
+        placed = pour(ordered, bins, hits=hits, overflow=saturated)
         for request, index in placed:
             if request.prefix:
+                self._prefixes_known = True
                 self._prefixes.note((load.info.instance, index), request.prefix)
             why = "saturated" if saturated else "slot" if clock.ends_s is not None else "idle"
             self._dispatch(self.buffer[request.id], load.ranks[index], now, why)
@@ -302,6 +312,7 @@ class Staggered(PoolPolicy):
                 self._begin_pass(load, starts_s, now)
             else:
                 clock.outlasts = True
+                self._set_slot(clock)
         return bool(placed)
 
     def _may_fit(self, room: int, chunk: int, saturated: bool) -> bool:

@@ -8,7 +8,8 @@ shortest first with aging:
 
 The relegated go by the same rank among themselves, and their wait is bounded by `max_hold_s`. Neither half works
 alone (algorithms.md §9): first-come order serves nobody in time once there is a backlog, and shortest first without
-relegation spends passes on requests that are late already.
+relegation spends passes on requests that are late already. There is no pressure while the next pass of every
+instance can take the whole buffer.
 """
 
 from collections.abc import Iterable
@@ -26,6 +27,10 @@ __all__ = ["Triage", "TriageSettings"]
 class TriageSettings(StaggeredSettings):
     """Settings of `triage`."""
 
+    # Lower than in `staggered`: a relegated long prompt may otherwise wait for ever for a rank that is empty.
+    saturation_passes: float = setting(
+        1.0, "buffered work, in full passes of the pool, from which rule 6 holds", unit="passes", at_least=0.0
+    )
     aging_tokens_s: float = setting(
         300.0, "how much shorter a request counts per second waited", unit="tokens/s", at_least=0.0
     )
@@ -56,6 +61,11 @@ class Triage(Staggered):
         return starts_s + (self._pass_time.mean_s or 0.0) > request.arrival_s + request.slo.ttft_s
 
     def _pressed(self, starts_s: float) -> bool:
-        """Whether first-come order would make somebody late: the backlog takes longer than some slack."""
-        drained_s = starts_s + self._backlog_passes() * (self._pass_time.mean_s or 0.0)
-        return any(self._late(waiting, drained_s) for waiting in self.buffer.values())
+        """Whether first-come order would make somebody late: the backlog takes longer than some slack.
+
+        A backlog that the next pass of every instance can take is no pressure: were those that come late put
+        last even then, a long prompt might never find a rank with a whole chunk free.
+        """
+        backlog = self._backlog_passes()
+        drained_s = starts_s + backlog * (self._pass_time.mean_s or 0.0)
+        return backlog >= 1.0 and any(self._late(waiting, drained_s) for waiting in self.buffer.values())

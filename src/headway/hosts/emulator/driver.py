@@ -9,16 +9,18 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from headway.core.batch.contract import BatchPolicy, batch_policies
 from headway.core.events import PassEnded, Snapshot
+from headway.core.request import Request
 from headway.hosts.emulator.clock import Clock
 from headway.model.cluster import PoolSpec
 from headway.model.engine import PassOutcome
 from headway.model.instance import Group, Instance
 from headway.model.work import Work
 
-__all__ = ["Driver", "Job", "batch_maker"]
+__all__ = ["Driver", "Job", "Pass", "RankLoad", "batch_maker"]
 
 #: A pass begins when the one before was due, not when the timer rang: timers ring up to 1 ms late, which
 #: would slow a 20 ms decode step by 5%. Beyond this lag (wall time) the loop is overloaded, and time is lost.
@@ -45,17 +47,51 @@ class Job:
 
     __slots__ = ("begun_s", "done", "on_tokens", "rank", "work")
 
-    def __init__(self, work: Work, rank: int, on_tokens: Callable[[int], None] | None = None) -> None:
-        self.work = work
+    def __init__(
+        self,
+        request: Request,
+        output_tokens: int,
+        rank: int,
+        *,
+        prefilled: bool = False,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> None:
+        self.work = Work(request, output_tokens, prefilled)
         self.rank = rank
         self.on_tokens = on_tokens
         self.begun_s: float | None = None
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
+    @property
+    def tokens(self) -> int:
+        """Output tokens that exist."""
+        return self.work.generated_tokens
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether there is anything to compute: not when its only token came with its KV."""
+        return not (self.work.prefilled and self.work.output_tokens == 1)
+
     def end(self, finished: bool) -> None:
         """Settle `done`, unless nobody waits any more."""
         if not self.done.done():
             self.done.set_result(finished)
+
+
+class RankLoad(NamedTuple):
+    """Requests that hold a seat and that wait, KV blocks in use."""
+
+    running: int
+    waiting: int
+    kv_blocks: int
+
+
+class Pass(NamedTuple):
+    """A pass that ended: from which rank on, what it did, preemptions of these ranks since the start."""
+
+    first_rank: int
+    outcome: PassOutcome
+    preemptions: int
 
 
 class Driver:
@@ -74,7 +110,7 @@ class Driver:
         clock: Clock,
         epoch: int,
         publish: Callable[[PassEnded], None],
-        on_pass: Callable[[Group, PassOutcome], None],
+        on_pass: Callable[[Pass], None],
     ) -> None:
         self.instance = Instance(
             name, pool, make_batch, lambda group: random.Random(f"{seed}/engine/{group}")
@@ -124,14 +160,17 @@ class Driver:
 
     def quietest_rank(self) -> int:
         """Return where a request without a rank goes: vLLM's internal balance, waiting × 4 + running."""
-        ranks = [
-            (4 * waiting + running, group.first_rank + place)
-            for group in self.instance.groups
-            for place, (waiting, running) in enumerate(
-                zip(group.engine.waiting(), group.engine.running(), strict=True)
-            )
+        loads = self.loads()
+        return min(range(len(loads)), key=lambda rank: 4 * loads[rank].waiting + loads[rank].running)
+
+    def loads(self) -> list[RankLoad]:
+        """Tell how each rank stands."""
+        engines = [group.engine for group in self.instance.groups]
+        return [
+            RankLoad(*rank)
+            for engine in engines
+            for rank in zip(engine.running(), engine.waiting(), engine.kv_blocks(), strict=True)
         ]
-        return min(ranks)[1]
 
     # Faults
 
@@ -201,7 +240,7 @@ class Driver:
         for job in self._streams[group].values():
             assert job.on_tokens is not None
             job.on_tokens(job.work.generated_tokens)
-        self._on_pass(group, passed)
+        self._on_pass(Pass(group.first_rank, passed, group.engine.preemptions))
 
     def _begin(self, group: Group, job: Job, now: float, *, silent: bool = False) -> None:
         """Note the first token; `silent` when it is the last one too."""

@@ -1,7 +1,7 @@
 """Decides what a running emulator is made of: per instance a driver, an HTTP server, a publisher of events.
 
-The epoch of an instance begins at the wall clock's millisecond, so that an emulator that is killed and started
-again comes back in a higher one.
+The epoch of an instance begins at the wall clock's millisecond, so that an emulator that is killed and
+started again comes back in a higher one.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class Emulated:
             clock=emulator.clock,
             epoch=time.time_ns() // 1_000_000,
             publish=self._publish,
-            on_pass=lambda group, passed: self._server.metrics.passed(group, passed),
+            on_pass=lambda passed: self._server.metrics.passed(passed),
         )
         self._server = Server(
             emulator.cluster,

@@ -6,9 +6,7 @@ from typing import Any, Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from headway.core.events import Role
-from headway.hosts.emulator.driver import Driver, Job
-from headway.model.engine import PassOutcome
-from headway.model.instance import Group
+from headway.hosts.emulator.driver import Driver, Job, Pass
 
 __all__ = ["Dialect", "Metrics"]
 
@@ -70,19 +68,20 @@ class Metrics:
         self._ranks = [_Series(families, each) for each in labels]
         self._preemptions: dict[int, int] = {}
 
-    def passed(self, group: Group, passed: PassOutcome) -> None:
+    def passed(self, passed: Pass) -> None:
         """Count a pass."""
-        for place, (ran, decodes) in enumerate(zip(passed.ran_tokens, passed.decodes, strict=True)):
+        first, outcome = passed.first_rank, passed.outcome
+        for place, (ran, decodes) in enumerate(zip(outcome.ran_tokens, outcome.decodes, strict=True)):
             if ran or decodes:
-                rank = self._ranks[group.first_rank + place]
+                rank = self._ranks[first + place]
                 rank.histograms["step"].observe(ran + decodes)
                 if ran:
                     rank.counters["prompt"].inc(ran)
                 if decodes:
                     rank.counters["generation"].inc(decodes)
-        for work in passed.first_tokens:
-            self._ranks[group.first_rank + work.rank].counters["generation"].inc()
-        self._count_preemptions(group)
+        for work in outcome.first_tokens:
+            self._ranks[first + work.rank].counters["generation"].inc()
+        self._count_preemptions(first, passed.preemptions)
 
     def finished(self, job: Job, ttft_s: float, e2e_s: float) -> None:
         """Count a request that is done; times in wall seconds."""
@@ -106,23 +105,18 @@ class Metrics:
     def loads(self, driver: Driver) -> list[dict[str, Any]]:
         """Return the load of each rank, as `/v1/loads` words it."""
         pool = driver.instance.pool
-        loads = []
-        for group in driver.instance.groups:
-            engine = group.engine
-            state = zip(engine.running(), engine.waiting(), engine.kv_blocks(), strict=True)
-            for place, (running, waiting, blocks) in enumerate(state):
-                loads.append(
-                    {
-                        "dp_rank": group.first_rank + place,
-                        "num_running_reqs": running,
-                        "num_waiting_reqs": waiting,
-                        "num_used_tokens": blocks * pool.block_tokens,
-                        "max_total_num_tokens": pool.kv_tokens,
-                        "token_usage": blocks / pool.kv_blocks,
-                        "max_running_requests": pool.max_running,
-                    }
-                )
-        return loads
+        return [
+            {
+                "dp_rank": rank,
+                "num_running_reqs": load.running,
+                "num_waiting_reqs": load.waiting,
+                "num_used_tokens": load.kv_blocks * pool.block_tokens,
+                "max_total_num_tokens": pool.kv_tokens,
+                "token_usage": load.kv_blocks / pool.kv_blocks,
+                "max_running_requests": pool.max_running,
+            }
+            for rank, load in enumerate(driver.loads())
+        ]
 
     def loads_answer(self, driver: Driver) -> dict[str, Any]:
         """Return the body of `/v1/loads`."""
@@ -136,11 +130,12 @@ class Metrics:
             "aggregate": total,
         }
 
-    def _count_preemptions(self, group: Group) -> None:
-        total, before = group.engine.preemptions, self._preemptions.get(group.first_rank, 0)
+    def _count_preemptions(self, first_rank: int, total: int) -> None:
+        """Of a lockstep group only the sum is known; it is shown at its first rank."""
+        before = self._preemptions.get(first_rank, 0)
         if total > before:
-            self._ranks[group.first_rank].counters["preemptions"].inc(total - before)
-        self._preemptions[group.first_rank] = total
+            self._ranks[first_rank].counters["preemptions"].inc(total - before)
+        self._preemptions[first_rank] = total
 
 
 def _families(names: dict[str, str], labels: list[str], registry: CollectorRegistry) -> dict[str, Any]:

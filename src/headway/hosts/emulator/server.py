@@ -29,7 +29,6 @@ from headway.hosts.emulator.faults import Fault, parse_fault
 from headway.hosts.emulator.handover import KvStore, Room, Rooms
 from headway.hosts.emulator.metrics import Dialect, Metrics
 from headway.model.cluster import ClusterSpec
-from headway.model.work import Work
 
 __all__ = ["FaultPost", "Server"]
 
@@ -313,7 +312,7 @@ class Server:
         )
         job = self._job(generation, tokens, prefilled, sse.upto)
         await self._run(generation, job)
-        await response.write_eof(sse.rest(job.work.generated_tokens))
+        await response.write_eof(sse.rest(job.tokens))
         return response
 
     def _job(
@@ -338,7 +337,7 @@ class Server:
             prefix=ask.prefix,
             prefix_block_tokens=self._limits.block_tokens,
         )
-        return Job(Work(request, output_tokens, prefilled), generation.rank, on_tokens)
+        return Job(request, output_tokens, generation.rank, prefilled=prefilled, on_tokens=on_tokens)
 
     def _target_s(self, text: str | None, otherwise_s: float) -> float:
         """A target in wall milliseconds, in the model's seconds; nonsense is nobody's target."""
@@ -350,11 +349,10 @@ class Server:
 
     async def _run(self, generation: "_Generation", job: Job) -> None:
         """Have the job done. One whose only token came with its KV needs no engine."""
-        if job.work.prefilled and job.work.output_tokens == 1:
-            return
-        with self._in_engine(generation, job):
-            await job.done
-            self._settle(generation, job)
+        if job.needs_engine:
+            with self._in_engine(generation, job):
+                await job.done
+                self._settle(generation, job)
 
     @contextmanager
     def _in_engine(self, generation: "_Generation", job: Job) -> Iterator[None]:
@@ -375,10 +373,8 @@ class Server:
         self.metrics.finished(job, wall_s(begun_s - arrived_s), wall_s(now - arrived_s))
 
     def _whole(self, generation: "_Generation", job: Job, more: dict[str, Any]) -> web.Response:
-        tokens = job.work.generated_tokens
-        return _json(
-            answer(generation.ask, generation.name, self._limits.model, generation.created, tokens, more)
-        )
+        model, created = self._limits.model, generation.created
+        return _json(answer(generation.ask, generation.name, model, created, job.tokens, more))
 
 
 class _Generation:

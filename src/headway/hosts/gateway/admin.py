@@ -6,6 +6,7 @@ POST   /workers/NAME/drain       nothing new goes there;  /undrain takes it back
 DELETE /workers/NAME             drain (?timeout_s=30), then remove
 GET    /held                     every request that waits, since when and why
 GET    /metrics /health          as on the public side
+GET    /  /admin/live            the page, and what it lives on (`page.py`)
 """
 
 from urllib.parse import unquote
@@ -48,7 +49,7 @@ def describe(worker: Worker) -> dict[str, object]:
 
 
 class AdminSide:
-    """Handles the operators' requests. `routes` may be added to."""
+    """Handles the operators' requests. `routes` may be added to, and `open_routes`, which need no token."""
 
     def __init__(self, workers: Workers, driver: Driver, metrics: Metrics, keys: Keys) -> None:
         self.routes: dict[tuple[str, str], Route] = {
@@ -57,6 +58,7 @@ class AdminSide:
             ("GET", "/held"): self._held,
             ("GET", "/metrics"): self._metrics,
         }
+        self.open_routes: dict[tuple[str, str], Route] = {}
         self._workers = workers
         self._driver = driver
         self._counts = metrics
@@ -66,6 +68,9 @@ class AdminSide:
         """Answer a request."""
         if (request.method, request.path) == ("GET", "/health"):
             return json_answer({"status": "ok"})
+        open_route = self.open_routes.get((request.method, request.path))
+        if open_route is not None:
+            return await open_route(request)
         try:
             self._keys.check(request.headers)
             return await self._route(request)

@@ -35,10 +35,14 @@ __all__ = [
     "InferenceSpec",
     "InstanceSpec",
     "LimitsSpec",
+    "LogsSpec",
+    "MetricsSpec",
     "PolicySpec",
     "ServerSpec",
     "SloSpec",
     "TlsSpec",
+    "TracesSpec",
+    "WorkerApiSpec",
 ]
 
 Dialect = Literal["vllm", "sglang"]
@@ -56,8 +60,8 @@ def _http_url(text: str) -> str:
         port_is_sound = False
     if not port_is_sound or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be http://HOST[:PORT] or https://HOST[:PORT]")
-    if parts.query or parts.fragment:
-        raise ValueError("must not have a query or a fragment")
+    if parts.query or parts.fragment or parts.username is not None:
+        raise ValueError("must not have a query, a fragment or a user")
     return text.rstrip("/")
 
 
@@ -216,6 +220,40 @@ class AdminSpec(_Spec):
     token_env: str | None = None
 
 
+class MetricsSpec(_Spec):
+    """A bind for /metrics and /health alone, beside those of the public side; no `port`: none."""
+
+    host: str = "127.0.0.1"
+    port: Port | None = None
+
+
+class LogsSpec(_Spec):
+    """What goes to standard error, as lines of JSON. `access`: one for each request that is over."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    access: bool = True
+
+
+class TracesSpec(_Spec):
+    """Where spans go, over OTLP/HTTP; no endpoint: nowhere, and trace context is only handed on.
+
+    `sample_ratio`: of requests whose client has not decided.
+    """
+
+    otlp_endpoint: Url | None = None
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    service_name: str = "headway"
+
+
+class WorkerApiSpec(_Spec):
+    """Whether engines can be added by URL on the public side (`worker_api.py`), and what they are then."""
+
+    enabled: bool = False
+    dialect: Dialect = "vllm"
+    ranks: int = Field(default=1, ge=1, le=1024)
+    chunk_tokens: int = Field(default=8192, ge=1)
+
+
 class TlsSpec(_Spec):
     """Certificate chain and key in PEM files."""
 
@@ -240,6 +278,10 @@ class GatewayConfig(_Spec):
     inference: InferenceSpec = InferenceSpec()
     auth: AuthSpec = AuthSpec()
     admin: AdminSpec = AdminSpec()
+    metrics: MetricsSpec = MetricsSpec()
+    logs: LogsSpec = LogsSpec()
+    traces: TracesSpec = TracesSpec()
+    worker_api: WorkerApiSpec = WorkerApiSpec()
     tls: TlsSpec | None = None
 
     @model_validator(mode="after")
@@ -335,6 +377,10 @@ _TABLES: dict[str, type[_Spec]] = {
     "inference": InferenceSpec,
     "auth": AuthSpec,
     "admin": AdminSpec,
+    "metrics": MetricsSpec,
+    "logs": LogsSpec,
+    "traces": TracesSpec,
+    "worker_api": WorkerApiSpec,
     "tls": TlsSpec,
 }
 

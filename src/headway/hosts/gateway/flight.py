@@ -16,6 +16,7 @@ from headway.core.events import Event, Finished, Role
 from headway.core.request import Request
 from headway.hosts.gateway.errors import Refusal, bad_request, overloaded
 from headway.hosts.gateway.requests import Call
+from headway.hosts.gateway.tracing import NO_TRACE, Trace
 from headway.hosts.gateway.transport import Sink
 from headway.hosts.gateway.worker import Worker
 
@@ -28,15 +29,25 @@ _WHY = {
 
 
 class LegError(EngineError):
-    """An engine failed a leg. `status` is what the client is told if nothing else helps."""
+    """An engine failed a leg. `status` is what the client is told if nothing else helps.
+
+    `answered`: the engine lives and said no, or was too slow; to ask again is to ask more of it.
+    """
 
     def __init__(
-        self, reason: str, *, status: int = 502, worker: Worker | None = None, refused: bool = False
+        self,
+        reason: str,
+        *,
+        status: int = 502,
+        worker: Worker | None = None,
+        refused: bool = False,
+        answered: bool = False,
     ) -> None:
         super().__init__(reason)
         self.status = status
         self.worker = worker
         self.refused = refused
+        self.answered = answered
 
 
 class RecalledError(Exception):
@@ -55,11 +66,13 @@ class Flight:
         *,
         role_of: Callable[[str], Role | None],
         clock: Callable[[], float],
+        trace: Trace = NO_TRACE,
     ) -> None:
         self.request = request
         self.call = call
         self.headers = headers
         self.sink = sink
+        self.trace = trace
         self.attempts = 0  # that engines failed
         self.tries = 0  # all, recalled ones too
         self.waits = False  # counted in the buffer
@@ -73,7 +86,8 @@ class Flight:
         self.prefill_done_s: float | None = None
         self.ended_s: float | None = None
         self.instances: list[str] = []
-        self.why = ""
+        self.why = ""  # of the last dispatch
+        self.code = ""  # of the error the client was given
         self._role_of = role_of
         self._clock = clock
         self._places: dict[Role, Dispatch] = {}
@@ -116,6 +130,10 @@ class Flight:
         """Give up the legs, unless bytes have gone out: what streams may still come to its end."""
         if not self.sink.started:
             self._interrupt(LegError(f"{worker.name} is down", status=503, worker=worker))
+
+    def role_at_last(self) -> Role | None:
+        """Return what the engine of the last leg does; None when there was none, or it was removed."""
+        return self._role_of(self.instances[-1]) if self.instances else None
 
     # What the serving task does
 
@@ -180,7 +198,7 @@ class Flight:
             cut, self._cut = self._cut, None
             if cut is not None:
                 raise cut from None
-            raise LegError("the engine was silent for too long", status=504) from None
+            raise LegError("the engine was silent for too long", status=504, answered=True) from None
         if (
             self._cut is not None and error is not None
         ):  # the cut came while the attempt was failing by itself

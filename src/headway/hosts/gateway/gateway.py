@@ -8,7 +8,8 @@ import asyncio
 import random
 import signal
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
@@ -24,13 +25,19 @@ from headway.hosts.gateway.config import GatewayConfig, TlsSpec
 from headway.hosts.gateway.driver import Driver, Observer
 from headway.hosts.gateway.flight import Flight
 from headway.hosts.gateway.lengths import Lengths
+from headway.hosts.gateway.live import Live
+from headway.hosts.gateway.logs import AccessLog, logging_as_json
 from headway.hosts.gateway.metrics import Metrics
+from headway.hosts.gateway.observer import Observer as PageObserver
+from headway.hosts.gateway.page import Page, page_is_public
 from headway.hosts.gateway.paired import Paired
 from headway.hosts.gateway.passthrough import Passthrough
 from headway.hosts.gateway.protocol import Handler, make_server
 from headway.hosts.gateway.server import PublicSide
 from headway.hosts.gateway.serving import Done, Serving
-from headway.hosts.gateway.transport import AiohttpTransport
+from headway.hosts.gateway.tracing import Tracing, make_tracing
+from headway.hosts.gateway.transport import HttpTransport
+from headway.hosts.gateway.worker_api import WorkerApi
 from headway.hosts.gateway.workers import Workers
 
 __all__ = ["Gateway", "create_policy", "serve"]
@@ -57,12 +64,25 @@ class Gateway:
     """
 
     def __init__(
-        self, config: GatewayConfig, *, observers: Iterable[Observer] = (), on_done: Iterable[Done] = ()
+        self,
+        config: GatewayConfig,
+        *,
+        observers: Iterable[Observer] = (),
+        on_done: Iterable[Done] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         self.config = config
         self.metrics = Metrics()
-        self._observers = [self.metrics.observe, *observers]
-        self._on_done = [self.metrics.done, *on_done]
+        self._seen, self._access_log = PageObserver(), AccessLog()
+        self._tracing = tracing or make_tracing(config.traces, lambda: self._loop.time())
+        self._observers = [self.metrics.observe, self._seen.observe, *observers]
+        self._on_done = [
+            self.metrics.done,
+            self._seen.done,
+            self._access_log.done,
+            self._tracing.done,
+            *on_done,
+        ]
         self._keys = Keys(config.secret(config.auth.api_keys_env, "auth.api_keys_env"))
         self._admin_keys = Keys(config.secret(config.admin.token_env, "admin.token_env"))
         engine_key = config.secret(config.auth.engine_api_key_env, "auth.engine_api_key_env")
@@ -74,6 +94,7 @@ class Gateway:
         self._sites: list[web.TCPSite] = []
         self.url = ""
         self.admin_url: str | None = None
+        self.metrics_url: str | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -94,6 +115,9 @@ class Gateway:
             admin = self.config.admin
             if admin.port is not None:
                 self.admin_url = await self._listen(self.admin, admin.host, admin.port, None)
+            metrics = self.config.metrics
+            if metrics.port is not None:
+                self.metrics_url = await self._listen(self._numbers, metrics.host, metrics.port, None)
         except BaseException:
             await self.stop()
             raise
@@ -112,12 +136,20 @@ class Gateway:
 
     async def stop(self) -> None:
         """End everything at once; `drain` first to be kind."""
+        self._page.close()
         for runner in self._runners:
             await runner.cleanup()
         self._runners, self._sites = [], []
         await self.workers.stop()
         self.driver.stop()
         await self._transport.close()
+        await self._tracing.close()
+
+    @property
+    def page_url(self) -> str | None:
+        """Where the page is; None when there is neither an admin bind nor a safe public one."""
+        base = self.admin_url or (self.url if page_is_public(self.config) else None)
+        return None if base is None else f"{base}/"
 
     async def reload(self, config: GatewayConfig) -> None:
         """Make the workers those of a new configuration; the rest of it needs a restart."""
@@ -126,7 +158,7 @@ class Gateway:
     def _build(self) -> None:
         config, self._loop = self.config, asyncio.get_running_loop()
         clock, call_at = self._loop.time, self._loop.call_at
-        self._transport = AiohttpTransport(connect_timeout_s=config.limits.connect_timeout_s)
+        self._transport = HttpTransport(connect_timeout_s=config.limits.connect_timeout_s)
         self.workers = Workers(
             config,
             self._transport,
@@ -148,6 +180,7 @@ class Gateway:
             engine_headers=self._engine_headers,
             on_done=self._done,
             on_retry=self.metrics.retried,
+            tracing=self._tracing,
         )
         passthrough = Passthrough(
             self.workers,
@@ -157,11 +190,28 @@ class Gateway:
             keep_authorization=config.auth.api_keys_env is None,
         )
         self.metrics.watch(self.serving.buffer, self.workers)
-        self.public = PublicSide(config, self.serving, passthrough, self.workers, self.metrics, self._keys)
+        self.public = PublicSide(
+            config, self.serving, passthrough, self.workers, self.metrics, self._keys, self._access_log
+        )
+        if config.worker_api.enabled:
+            self.public.routes |= WorkerApi(config, self.workers, self.metrics, self._keys).routes
         self.admin = AdminSide(self.workers, self.driver, self.metrics, self._admin_keys)
+        live = Live(config, self._seen, self.driver, self.workers, self.serving.buffer)
+        with_token = config.admin.token_env is not None
+        self._page = Page(live, self._admin_keys, clock=clock, needs_token=with_token)
+        self.admin.routes |= self._page.routes
+        self.admin.open_routes |= self._page.open_routes
+        if page_is_public(config):
+            self.public.routes |= self._page.routes
 
     def _feed(self, event: Event) -> None:
         self.driver.feed(event)
+
+    async def _numbers(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer on the bind for metrics, where nothing else is to be had."""
+        if request.path in ("/metrics", "/health"):
+            return await self.public(request)
+        return web.Response(status=404)
 
     def _done(self, flight: Flight, status: int) -> None:
         for hear in self._on_done:
@@ -195,7 +245,7 @@ def _tls_context(tls: TlsSpec) -> ssl.SSLContext:
     return context
 
 
-async def serve(gateway: Gateway) -> None:
+async def serve(gateway: Gateway, on_ready: Callable[[], None] = lambda: None) -> None:
     """Run a gateway until SIGTERM or SIGINT, then drain it. A second signal ends it at once."""
     loop = asyncio.get_running_loop()
     stop, now = asyncio.Event(), asyncio.Event()
@@ -205,7 +255,10 @@ async def serve(gateway: Gateway) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask)
-    async with gateway:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(logging_as_json(gateway.config.logs))
+        await stack.enter_async_context(gateway)
+        on_ready()
         await stop.wait()
         draining = asyncio.ensure_future(gateway.drain())
         hurried = asyncio.ensure_future(now.wait())

@@ -78,7 +78,7 @@ class Legs:
     async def stream(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> None:
         """Send the last leg of a request, and its answer to the client."""
         async with self._open(flight, worker, dispatch, body) as answer:
-            if answer.headers.get("Content-Type", "").startswith("text/event-stream"):
+            if answer.headers.get("content-type", "").startswith("text/event-stream"):
                 await self._forward(flight, worker, answer)
             else:
                 await self._hand_over(flight, worker, answer)
@@ -147,10 +147,12 @@ class Legs:
         finally:
             answer.close()
         if answer.status < 500 and answer.status not in (408, 429):
-            raise EngineSaysNo(answer.status, answer.headers.get("Content-Type", "application/json"), reason)
+            raise EngineSaysNo(answer.status, answer.headers.get("content-type", "application/json"), reason)
         status = answer.status if answer.status in (429, 503) else 502
         text = reason[:MOST_REASON_BYTES].decode(errors="replace")
-        raise LegError(f"{worker.name} answers {answer.status}: {text}", status=status, worker=worker)
+        raise LegError(
+            f"{worker.name} answers {answer.status}: {text}", status=status, worker=worker, answered=True
+        )
 
     def _headers(self, flight: Flight, worker: Worker, dispatch: Dispatch) -> dict[str, str]:
         headers = {
@@ -245,4 +247,4 @@ class _Idle:
 
 def _passed_on(answer: Answer) -> dict[str, str]:
     """Of the engine's headers, what a client needs."""
-    return {"Content-Type": answer.headers.get("Content-Type", "application/json")}
+    return {"Content-Type": answer.headers.get("content-type", "application/json")}

@@ -6,11 +6,11 @@ No request id, no model name, no client's text becomes a label.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from headway.core.actions import Action, Dispatch, Poll, Recall, Reject
-from headway.core.events import Event
+from headway.core.events import Event, InstanceUp, PassEnded
 from headway.hosts.gateway.buffer import Buffer
 from headway.hosts.gateway.flight import Flight
 from headway.hosts.gateway.worker import State
@@ -20,6 +20,7 @@ __all__ = ["Metrics"]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 _TPOT_SECONDS = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0)
+_PASS_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 _TOKENS = tuple(float(1 << power) for power in range(4, 18))
 #: Reasons come from policies, which may be anybody's: past this many, new ones are counted as "other".
 MOST_WORDS = 32
@@ -69,11 +70,41 @@ class Metrics:
             ["target", "met"],
             registry=self.registry,
         )
+        self._passes = Counter(
+            "headway_passes", "Forward passes that ended", ["instance"], registry=self.registry
+        )
+        self._pass_tokens = Counter(
+            "headway_pass_prompt_tokens",
+            "Prompt tokens computed in passes",
+            ["instance"],
+            registry=self.registry,
+        )
+        self._pass_capacity = Counter(
+            "headway_pass_capacity_tokens",
+            "Prompt tokens that the passes which computed any had room for",
+            ["instance"],
+            registry=self.registry,
+        )
+        self._pass_seconds = Histogram(
+            "headway_pass_seconds",
+            "How long passes take",
+            ["role"],
+            buckets=_PASS_SECONDS,
+            registry=self.registry,
+        )
+        ProcessCollector(registry=self.registry)
+        self._shapes: dict[str, InstanceUp] = {}
         self._words: set[str] = set()
+        self._children: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
 
     def watch(self, buffer: Buffer, workers: Workers) -> None:
         """Read gauges off the living objects when they are asked for."""
+        limits = workers.config.limits
         for name, doc, read in (
+            ("headway_ready", "Whether every role has an engine that takes work", workers.ready),
+            ("headway_held_limit_requests", "Bound of the buffer", lambda: limits.buffer_requests),
+            ("headway_held_limit_tokens", "Bound of the buffer", lambda: limits.buffer_tokens),
+            ("headway_held_limit_bytes", "Bound of the buffer", lambda: limits.buffer_bytes),
             ("headway_held_requests", "Requests not dispatched", lambda: buffer.requests),
             ("headway_held_tokens", "Prompt tokens not dispatched", lambda: buffer.tokens),
             ("headway_held_bytes", "Bodies not dispatched", lambda: buffer.bytes),
@@ -83,28 +114,43 @@ class Metrics:
         self.registry.register(_WorkerGauges(workers))
 
     def observe(self, now: float, event: Event, actions: Sequence[Action]) -> None:
-        """Count decisions: an observer of the driver."""
+        """Count decisions and passes: an observer of the driver."""
+        if isinstance(event, PassEnded):
+            self._pass_ended(event)
+        elif isinstance(event, InstanceUp):
+            self._shapes[event.instance] = event
         for action in actions:
             if isinstance(action, Dispatch):
-                self._dispatches.labels(action.instance, self._word(action.why)).inc()
+                self._count(self._dispatches, action.instance, self._word(action.why))
             elif isinstance(action, Reject):
-                self._rejects.labels(self._word(action.why)).inc()
+                self._count(self._rejects, self._word(action.why))
             elif isinstance(action, Recall):
-                self._recalls.labels(action.instance).inc()
+                self._count(self._recalls, action.instance)
             elif isinstance(action, Poll):
-                self._polls.labels(action.instance).inc()
+                self._count(self._polls, action.instance)
+
+    def _pass_ended(self, event: PassEnded) -> None:
+        shape = self._shapes.get(event.instance)
+        if shape is None:
+            return  # not a worker (any more)
+        self._count(self._passes, event.instance)
+        self._pass_seconds.labels(shape.role.value).observe(event.duration_s)
+        ran = sum(event.ran_tokens)
+        if ran:
+            self._count(self._pass_tokens, event.instance, by=ran)
+            self._count(self._pass_capacity, event.instance, by=len(event.ran_tokens) * shape.chunk_tokens)
 
     def retried(self, reason: str) -> None:
         """Count a retry."""
-        self._retries.labels(reason).inc()
+        self._count(self._retries, reason)
 
     def refused(self, status: int) -> None:
         """Count a request that never came to be served."""
-        self._requests.labels(str(status)).inc()
+        self._count(self._requests, str(status))
 
     def done(self, flight: Flight, status: int) -> None:
         """Count a request that is over."""
-        self._requests.labels(str(status)).inc()
+        self._count(self._requests, str(status))
         arrived_s = flight.request.arrival_s
         self._length.observe(flight.request.prompt_tokens)
         if flight.dispatched_s is not None:
@@ -120,20 +166,36 @@ class Metrics:
         if not flight.call.stream:
             return  # its first byte is its last: it tells nothing of TTFT
         self._ttft.observe(ttft_s)
-        self._met.labels("ttft", str(ttft_s <= slo.ttft_s).lower()).inc()
+        self._count(self._met, "ttft", str(ttft_s <= slo.ttft_s).lower())
         if flight.output_tokens is not None and flight.output_tokens > 1:
             tpot_s = decode_s / (flight.output_tokens - 1)
             self._tpot.observe(tpot_s)
-            self._met.labels("tpot", str(tpot_s <= slo.tpot_s).lower()).inc()
+            self._count(self._met, "tpot", str(tpot_s <= slo.tpot_s).lower())
 
     def forget(self, instance: str) -> None:
         """Drop the series of a worker that was removed."""
-        for metric in (self._dispatches, self._recalls, self._polls):
+        self._children.clear()
+        self._shapes.pop(instance, None)
+        for metric in (
+            self._dispatches,
+            self._recalls,
+            self._polls,
+            self._passes,
+            self._pass_tokens,
+            self._pass_capacity,
+        ):
             metric.remove_by_labels({"instance": instance})
 
     def text(self) -> bytes:
         """Return all in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def _count(self, counter: Counter, *labels: str, by: float = 1.0) -> None:
+        """Count up. Looking a series up by its labels costs more than counting: it is kept."""
+        child = self._children.get((counter, labels))
+        if child is None:
+            child = self._children[counter, labels] = counter.labels(*labels)
+        child.inc(by)
 
     def _word(self, word: str) -> str:
         if word in self._words:

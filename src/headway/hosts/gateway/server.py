@@ -19,6 +19,7 @@ from headway.core.request import Slo
 from headway.hosts.gateway.access import Keys
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.errors import Refusal, unavailable
+from headway.hosts.gateway.logs import AccessLog
 from headway.hosts.gateway.metrics import Metrics
 from headway.hosts.gateway.passthrough import Passthrough
 from headway.hosts.gateway.protocol import ClientSink
@@ -50,11 +51,14 @@ class PublicSide:
         workers: Workers,
         metrics: Metrics,
         keys: Keys,
+        access_log: AccessLog,
     ) -> None:
         self.draining = False
         self.routes: dict[tuple[str, str], Route] = {
             ("GET", "/health"): self._health,
             ("GET", "/ready"): self._ready,
+            ("GET", "/liveness"): self._health,
+            ("GET", "/readiness"): self._ready,
             ("GET", "/metrics"): self._metrics,
             ("GET", "/v1/models"): self._models,
             **{("POST", path): self._generate for path in _GENERATIONS},
@@ -67,6 +71,7 @@ class PublicSide:
         self._workers = workers
         self._counts = metrics
         self._keys = keys
+        self._access_log = access_log
         self._boot = secrets.token_hex(4)
         self._numbers = count(1)
 
@@ -96,11 +101,12 @@ class PublicSide:
             self._admit(request)
             slo, priority = read_targets(request.headers, self._slo)
             call = read_call(request.path, await self._body(request))
+            flight = await self._serving.take_in(call, request.headers, request_id, slo, priority, sink)
         except Refusal as refusal:
-            self._counts.refused(refusal.status)
+            self._refused(request.path, request_id, refusal)
             return await sink.fail(refusal)
         try:
-            await self._serving.serve(call, request.headers, request_id, slo, priority, sink)
+            await self._serving.serve(flight)
         except Refusal as refusal:
             return await sink.fail(refusal)
         if sink.response is None:
@@ -150,9 +156,10 @@ class PublicSide:
                 request.method, request.raw_path, request.headers, body, request_id, sink
             )
         except Refusal as refusal:
-            self._counts.refused(refusal.status)
+            self._refused(request.path, request_id, refusal)
             return await sink.fail(refusal)
         self._counts.refused(status)
+        self._access_log.passed_on(request.method, request.path, request_id, status)
         assert sink.response is not None
         return sink.response
 
@@ -178,6 +185,10 @@ class PublicSide:
 
     async def _metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=self._counts.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    def _refused(self, path: str, request_id: str, refusal: Refusal) -> None:
+        self._counts.refused(refusal.status)
+        self._access_log.refused(path, request_id, refusal.status, refusal.code)
 
     def _refuse(self, refusal: Refusal) -> web.Response:
         self._counts.refused(refusal.status)

@@ -24,7 +24,9 @@ from headway.hosts.gateway.flight import Flight, LegError, RecalledError
 from headway.hosts.gateway.legs import EngineSaysNo, Legs
 from headway.hosts.gateway.lengths import Lengths
 from headway.hosts.gateway.requests import Call
+from headway.hosts.gateway.tracing import Trace, Tracing
 from headway.hosts.gateway.transport import Sink, Transport
+from headway.hosts.gateway.worker import State, Worker
 from headway.hosts.gateway.workers import Workers
 
 __all__ = ["Done", "Serving"]
@@ -33,7 +35,7 @@ __all__ = ["Done", "Serving"]
 Done = Callable[[Flight, int], None]
 
 #: What of a client's headers goes on to the engines.
-_PASSED_ON = ("accept", "traceparent", "tracestate", "baggage")
+_PASSED_ON = ("accept", "baggage")
 
 #: A recalled request is at most so often recalled again; a policy that does it more does it for ever.
 MOST_RECALLS = 20
@@ -54,6 +56,7 @@ class Serving:
         engine_headers: Mapping[str, str],
         on_done: Done = lambda flight, status: None,
         on_retry: Callable[[str], None] = lambda reason: None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.buffer = Buffer(config.limits, clock)
         self._config = config
@@ -63,6 +66,7 @@ class Serving:
         self._clock = clock
         self._on_done = on_done
         self._on_retry = on_retry
+        self._tracing = tracing or Tracing()
         self._budget = RetryBudget(config.limits.retry_budget)
         self._numbers = count(1)
         self._way = way_of(config)
@@ -77,29 +81,32 @@ class Serving:
             engine_headers=engine_headers,
         )
 
-    async def serve(
+    async def take_in(
         self, call: Call, headers: Mapping[str, str], request_id: str, slo: Slo, priority: int, sink: Sink
-    ) -> None:
-        """Serve a request to its end. Raises Refusal when the client is to be told no."""
+    ) -> Flight:
+        """Make room for a request, which is to be served at once. Raises Refusal when there is none."""
         arrived_s = self._clock()
         self._check_model(call.model)
         tokens = max(1, await self._lengths.measure(call))
         self._check_length(call, tokens)
-        self.buffer.admit(tokens, len(call.body))
-        self._budget.earn()
+        trace = self._tracing.begin(call.path, headers, arrived_s)
+        passed_on = self._to_engines(headers, trace)
         # Two clients may choose one id; engines and policies need one for each request.
         name = f"{request_id}-{next(self._numbers)}"
         request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens)
-        flight = Flight(
-            request, call, self._to_engines(headers), sink, role_of=self._role_of, clock=self._clock
-        )
+        self.buffer.admit(tokens, len(call.body))
+        self._budget.earn()
+        return Flight(request, call, passed_on, sink, role_of=self._role_of, clock=self._clock, trace=trace)
+
+    async def serve(self, flight: Flight) -> None:
+        """Serve a request to its end. Raises Refusal when the client is to be told no."""
         flight.waits = True
         status = 499  # unless somebody says otherwise the client went away
         try:
-            self._driver.arrive(request, flight)
+            self._driver.arrive(flight.request, flight)
             status = await self._until_over(flight)
         except Refusal as refusal:
-            status = refusal.status
+            status, flight.code = refusal.status, refusal.code
             raise
         except ConnectionError:
             pass  # nobody is there any more
@@ -133,12 +140,12 @@ class Serving:
     def _leg_failed(self, flight: Flight, error: LegError) -> None:
         """Have the request placed again, or give up. Raises Refusal in that case."""
         worker = error.worker
-        if worker is not None:
+        if worker is not None and not self._kv_is_lost(flight, worker):
             self._workers.failed(worker, str(error), refused=error.refused)
         flight.forget_places()
         flight.attempts += 1
         request_id = flight.request.id
-        if self._may_retry(flight):
+        if self._may_retry(flight, error):
             self._on_retry("refused" if error.refused else str(error.status))
             self._wait_again(flight)
             self._workers.send_elsewhere(worker, Failed(request_id, str(error), retry=True))
@@ -152,9 +159,18 @@ class Serving:
             error.status, word, f"The engine failed: {error}.", retry_after_s=retry_after_s
         ) from None
 
-    def _may_retry(self, flight: Flight) -> bool:
-        within = not flight.sink.started and flight.attempts <= self._config.limits.retries
-        return within and self._budget.spend()
+    def _may_retry(self, flight: Flight, error: LegError) -> bool:
+        """Whether to try elsewhere. The budget is for engines that live: those of a dead one must move."""
+        if flight.sink.started or flight.attempts > self._config.limits.retries:
+            return False
+        return not error.answered or self._budget.spend()
+
+    def _kv_is_lost(self, flight: Flight, worker: Worker) -> bool:
+        """Whether a decode engine failed because the prefill engine with its KV is gone: not its fault."""
+        if worker.spec.role is not Role.DECODE:
+            return False
+        prefills = [w for name in flight.instances if (w := self._workers.get(name)) and w is not worker]
+        return not (prefills and prefills[-1].state is State.UP)
 
     def _wait_again(self, flight: Flight) -> None:
         """Forget what the failed attempt had come to; the request is held once more."""
@@ -212,8 +228,9 @@ class Serving:
         worker = self._workers.get(instance)
         return None if worker is None else worker.spec.role
 
-    def _to_engines(self, headers: Mapping[str, str]) -> dict[str, str]:
+    def _to_engines(self, headers: Mapping[str, str], trace: Trace) -> dict[str, str]:
         passed = {name: headers[name] for name in _PASSED_ON if name in headers}
+        passed |= trace.headers
         if self._passes_authorization and "authorization" in headers:
             passed["Authorization"] = headers["authorization"]
         return passed

@@ -5,6 +5,7 @@ starting ──▶ up ──▶ ejected ──▶ down         ejected: takes no
              └───────────────────┘
 """
 
+import asyncio
 import math
 from dataclasses import replace
 from enum import StrEnum
@@ -55,6 +56,7 @@ class Worker:
         self.sequence = 0
         self.heard_s = -math.inf
         self.listener: Listener | None = None
+        self.said_hello = asyncio.Event()
         self.legs: set[Leg] = set()
         self.models: dict[str, int | None] = {}
         self.missed = 0  # health checks in a row

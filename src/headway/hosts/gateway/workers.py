@@ -43,6 +43,8 @@ __all__ = ["Workers"]
 
 log = logging.getLogger("headway.gateway")
 
+#: An engine that publishes events is given this long to introduce itself.
+HELLO_S = 0.5
 #: An ejected engine is looked at again this soon.
 RECHECK_S = 0.2
 #: Up for this long, an engine's ejections are forgotten.
@@ -151,6 +153,10 @@ class Workers:
             del self._workers[spec.name]
             raise
         self._kicks[spec.name] = asyncio.Event()
+        if spec.snapshots is not None:
+            with suppress(TimeoutError):  # else it would come up twice: as configured, and as it says it is
+                async with asyncio.timeout(HELLO_S):
+                    await worker.said_hello.wait()
         await self._check(worker)
         if spec.name in self._kicks:
             self._watches[spec.name] = asyncio.create_task(self._watch(worker))
@@ -389,6 +395,7 @@ class Workers:
     def introduced(self, worker: Worker, event: InstanceUp) -> None:
         """Take in what the engine says it is."""
         worker.heard_s = self._clock()
+        worker.said_hello.set()
         if worker.hello(event) and worker.takes_work():
             self._introduce(worker)
 

@@ -220,22 +220,24 @@ class SimCluster:
         engine = group.engine
         if group.starting or engine.busy or not engine.has_work or not group.instance.works:
             return
-        group.starting = True
         if self.kernel.quiet():
-            self._start(now, group, group.generation)
+            self._start_pass(now, group)
         else:
+            group.starting = True
             self.kernel.at(now, START, self._start, group, group.generation)
 
     def _start(self, now: float, group: Group, generation: int) -> None:
         if group.generation != generation:
             return
         group.starting = False
-        if group.instance.hung:
-            return
+        if not group.instance.hung:
+            self._start_pass(now, group)
+
+    def _start_pass(self, now: float, group: Group) -> None:
         duration_s = group.engine.start_pass(now)
         if duration_s is not None:
             group.started_s = now
-            self.kernel.at(now + duration_s, PASS_END, self._pass_due, group, generation)
+            self.kernel.at(now + duration_s, PASS_END, self._pass_due, group, group.generation)
 
     def _pass_due(self, now: float, group: Group, generation: int) -> None:
         if group.generation != generation:

@@ -26,7 +26,7 @@ _NOT_IN_PREFILL = ("stream_options", "min_tokens")
 
 
 class _Prefilled(msgspec.Struct):
-    kv_transfer_params: msgspec.Raw | None = None
+    kv_transfer_params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _prefilled = msgspec.json.Decoder(_Prefilled)
@@ -43,13 +43,13 @@ async def prefill_then_decode(legs: Legs, flight: Flight) -> None:
     answer = await legs.ask(flight, worker, dispatch, prefill_body(flight.call.body))
     flight.limit(None)
     try:
-        params = _prefilled.decode(answer).kv_transfer_params
+        params = bytes(_prefilled.decode(answer).kv_transfer_params or b"null")
     except msgspec.DecodeError:
         raise LegError(f"{worker.name}: the prefill's answer is not JSON", worker=worker) from None
     worker, dispatch = await legs.place(flight, Role.DECODE)
     body = flight.call.body
-    if params is not None:  # engines that share a KV store hand nothing over
-        body = splice(body, b'"kv_transfer_params":' + bytes(params))
+    if params != b"null":  # engines that share a KV store hand nothing over
+        body = splice(body, b'"kv_transfer_params":' + params)
     await legs.stream(flight, worker, dispatch, body)
 
 

@@ -1,49 +1,22 @@
-"""The command line: `headway compare | capacity | policies | presets | calibrate | demo`.
+"""Decides what the offline commands take and show: compare, capacity, policies, presets, calibrate, demo.
 
 Everything here is a few lines of Python too (`headway.compare`, `headway.capacity`); this file reads options,
-shows progress and prints what came back. Errors of the user's are one red line on stderr and exit status 2.
+shows progress and prints what came back.
 """
 
 import dataclasses
-import functools
-import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 import headway
-from headway.core.errors import ConfigError, HeadwayError, unknown_name
-
-app = typer.Typer(
-    name="headway",
-    help=(
-        "Schedule LLM serving: staggered batches, FairBatching and triage, against every baseline.\n\n"
-        "Start with [bold]headway demo[/], then [bold]headway compare --help[/]."
-    ),
-    epilog="Policies: headway policies · Clusters: headway presets · Results go to JSON, HTML and Perfetto.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=False,
-)
+from headway.cli.console import Bar, friendly, option, plain_table, stdout
+from headway.core.errors import ConfigError, unknown_name
 
 _INPUT, _POLICY, _LOAD, _TARGET, _RUN, _OUT = (
     "What is served",
@@ -55,26 +28,22 @@ _INPUT, _POLICY, _LOAD, _TARGET, _RUN, _OUT = (
 )
 
 
-def _option(text: str, panel: str, *names: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
-
-
 Trace = Annotated[
     Path | None,
-    _option("A recorded trace: Azure, Mooncake, BurstGPT or ServeGen, plain or .gz.", _INPUT, metavar="FILE"),
+    option("A recorded trace: Azure, Mooncake, BurstGPT or ServeGen, plain or .gz.", _INPUT, metavar="FILE"),
 ]
 WorkloadName = Annotated[
     str | None,
-    _option(
+    option(
         "A fitted workload, when there is no trace [dim](default: azure-code)[/].", _INPUT, metavar="NAME"
     ),
 ]
 Cluster = Annotated[
-    str, _option("A preset (see headway presets) or a .toml file.", _INPUT, metavar="PRESET|FILE")
+    str, option("A preset (see headway presets) or a .toml file.", _INPUT, metavar="PRESET|FILE")
 ]
 Policies = Annotated[
     str | None,
-    _option(
+    option(
         "Cluster policies, each prefill or prefill+decode; settings as name:setting=value. "
         "[dim](default: ours and two baselines)[/]",
         _POLICY,
@@ -82,30 +51,30 @@ Policies = Annotated[
     ),
 ]
 Batch = Annotated[
-    str, _option("Batch policies of the engines, each run with every policy.", _POLICY, metavar="A,B,…")
+    str, option("Batch policies of the engines, each run with every policy.", _POLICY, metavar="A,B,…")
 ]
 Arrivals = Annotated[
     str | None,
-    _option(
+    option(
         "recorded, poisson or gamma:CV [dim](default: recorded for a trace, poisson else)[/].",
         _LOAD,
         metavar="HOW",
     ),
 ]
 Requests = Annotated[
-    int | None, _option("Requests per simulation [dim](default: the whole trace)[/].", _LOAD, metavar="N")
+    int | None, option("Requests per simulation [dim](default: the whole trace)[/].", _LOAD, metavar="N")
 ]
-Seed = Annotated[int, _option("First seed; equal seeds see equal requests.", _RUN, metavar="S")]
+Seed = Annotated[int, option("First seed; equal seeds see equal requests.", _RUN, metavar="S")]
 Seeds = Annotated[
-    int, _option("How many seeds; with two or more, 95% intervals are shown.", _RUN, metavar="N")
+    int, option("How many seeds; with two or more, 95% intervals are shown.", _RUN, metavar="N")
 ]
 SloTtft = Annotated[
     float | None,
-    _option("Time to first token, in seconds [dim](default: the cluster's)[/].", _TARGET, metavar="S"),
+    option("Time to first token, in seconds [dim](default: the cluster's)[/].", _TARGET, metavar="S"),
 ]
 SloTpot = Annotated[
     float | None,
-    _option(
+    option(
         "Mean time per token after the first, in seconds [dim](default: the cluster's)[/].",
         _TARGET,
         metavar="S",
@@ -113,45 +82,27 @@ SloTpot = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    _option(
+    option(
         "Processes [dim](default: one per core)[/].",
         _RUN,
         metavar="N",
     ),
 ]
-JsonFile = Annotated[Path | None, _option("All figures as JSON.", _OUT, "--json", metavar="FILE")]
-HtmlFile = Annotated[Path | None, _option("A self-contained report.", _OUT, "--html", metavar="FILE")]
+JsonFile = Annotated[Path | None, option("All figures as JSON.", _OUT, "--json", metavar="FILE")]
+HtmlFile = Annotated[Path | None, option("A self-contained report.", _OUT, "--html", metavar="FILE")]
 TimelineFile = Annotated[
     Path | None,
-    _option("The passes of every rank, for ui.perfetto.dev.", _OUT, "--timeline", metavar="FILE"),
+    option("The passes of every rank, for ui.perfetto.dev.", _OUT, "--timeline", metavar="FILE"),
 ]
-Attainment = Annotated[float, _option("Share of requests that must be in time.", _TARGET, metavar="SHARE")]
+Attainment = Annotated[float, option("Share of requests that must be in time.", _TARGET, metavar="SHARE")]
 Metric = Annotated[
     str,
-    _option(
+    option(
         "slo: TTFT and mean TPOT. envelope: FairBatching's deadline of each token.", _TARGET, metavar="NAME"
     ),
 ]
 
 
-def friendly(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn errors made on purpose into one line, and Ctrl-C into exit status 130."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except HeadwayError as error:
-            _errors().print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-            raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-        except KeyboardInterrupt:
-            _errors().print("interrupted")
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
-@app.command()
 @friendly
 def compare(
     trace: Trace = None,
@@ -161,12 +112,10 @@ def compare(
     batch: Batch = "vllm-v1",
     load: Annotated[
         str | None,
-        _option(
-            "Fractions of nominal capacity [dim](default: 0.2,0.4,0.6,0.8,1)[/].", _LOAD, metavar="X,Y,…"
-        ),
+        option("Fractions of nominal capacity [dim](default: 0.2,0.4,0.6,0.8,1)[/].", _LOAD, metavar="X,Y,…"),
     ] = None,
     rps: Annotated[
-        str | None, _option("Requests per second, instead of load.", _LOAD, metavar="X,Y,…")
+        str | None, option("Requests per second, instead of load.", _LOAD, metavar="X,Y,…")
     ] = None,
     arrivals: Arrivals = None,
     requests: Requests = None,
@@ -202,7 +151,7 @@ def compare(
     from headway.report.timeline import write_perfetto
 
     _check_writable(json, html, timeline)
-    with _Bar("simulations") as bar:
+    with Bar("simulations") as bar:
         result = headway.compare(
             trace=trace,
             workload=workload,
@@ -231,7 +180,6 @@ def compare(
     _say_written(json, html, timeline)
 
 
-@app.command()
 @friendly
 def capacity(
     trace: Trace = None,
@@ -242,7 +190,7 @@ def capacity(
     attainment: Attainment = 0.99,
     metric: Metric = "slo",
     tolerance: Annotated[
-        float, _option("Stop when the rate is known this well.", _RUN, metavar="SHARE")
+        float, option("Stop when the rate is known this well.", _RUN, metavar="SHARE")
     ] = 0.02,
     arrivals: Arrivals = None,
     requests: Requests = None,
@@ -269,7 +217,7 @@ def capacity(
     from headway.report.html import write as write_html
 
     _check_writable(json, html)
-    with _Bar("searches") as bar:
+    with Bar("searches") as bar:
         result = headway.capacity(
             trace=trace,
             workload=workload,
@@ -296,7 +244,6 @@ def capacity(
     _say_written(json, html)
 
 
-@app.command()
 @friendly
 def policies(
     name: Annotated[
@@ -320,8 +267,8 @@ def policies(
     families = {"cluster policies": cluster_policies, "batch policies": batch_policies}
     if name is None:
         for title, registry in families.items():
-            _out().print(_policy_table(title, {n: registry.find(n)[0] for n in registry.names()}))
-        _out().print("[dim]One of them in full: headway policies NAME[/]")
+            stdout().print(_policy_table(title, {n: registry.find(n)[0] for n in registry.names()}))
+        stdout().print("[dim]One of them in full: headway policies NAME[/]")
         return
     found = {title: registry for title, registry in families.items() if name in registry.names()}
     if not found:
@@ -332,7 +279,6 @@ def policies(
     _show_card(name)
 
 
-@app.command()
 @friendly
 def presets(
     name: Annotated[
@@ -350,12 +296,11 @@ def presets(
     from headway.model.presets import PRESETS, load_cluster
 
     if name is None:
-        _out().print(_preset_table([load_cluster(preset) for preset in PRESETS]))
+        stdout().print(_preset_table([load_cluster(preset) for preset in PRESETS]))
         return
     _show_preset(load_cluster(name))
 
 
-@app.command()
 @friendly
 def calibrate(
     file: Annotated[Path, typer.Argument(help="Measured steps, plain or .gz CSV.", metavar="FILE.csv")],
@@ -385,12 +330,11 @@ def calibrate(
         "with a knee: b0 up to n0, b1 beyond": fit_hinge(steps),
     }
     for title, costs in forms.items():
-        _out().print(_error_table(title, errors_by_regime(costs, steps)))
-    _out().print("[bold]For a cluster file[/] [dim](the form with a knee)[/]\n")
+        stdout().print(_error_table(title, errors_by_regime(costs, steps)))
+    stdout().print("[bold]For a cluster file[/] [dim](the form with a knee)[/]\n")
     print(to_toml(forms["with a knee: b0 up to n0, b1 beyond"]), end="")
 
 
-@app.command()
 @friendly
 def demo(
     out: Annotated[Path, typer.Option(help="Where to write.", metavar="DIR")] = Path("out"),
@@ -420,8 +364,8 @@ def demo(
     shared: dict[str, Any] = {**source, "arrivals": "poisson", "requests": requests, "workers": workers}
     results = []
     for title, options in _DEMO:
-        _out().rule(f"[bold]{title}", align="left")
-        with _Bar("simulations") as bar:
+        stdout().rule(f"[bold]{title}", align="left")
+        with Bar("simulations") as bar:
             results.append(headway.compare(**shared, **options, progress=bar, timeline=True))
         _show_comparison(results[-1])
     page, picture, passes = out / "report.html", out / "demo.png", out / "timeline.json"
@@ -430,7 +374,7 @@ def demo(
     shown = ("staggered", "least-tokens")  # two are enough to see the difference, and all would be 12 MB
     write_perfetto({name: lanes for name, lanes in results[0].timelines.items() if name in shown}, passes)
     _say_written(page, picture, passes)
-    _out().print(f"[dim]{time.perf_counter() - started_s:.0f} s[/]")
+    stdout().print(f"[dim]{time.perf_counter() - started_s:.0f} s[/]")
 
 
 _BASELINES = ["least-tokens", "least-requests", "power-of-two", "vllm-dp", "round-robin", "random"]
@@ -460,47 +404,6 @@ _DEMO: list[tuple[str, dict[str, Any]]] = [
         },
     ),
 ]
-
-
-class _Bar:
-    """A progress bar on stderr with the time left, drawn only in a terminal, and only once work is under way.
-
-    Drawing starts a thread; processes are best forked before there is one.
-    """
-
-    def __init__(self, unit: str) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=_errors(),
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=None)
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress.live.is_started:
-            self._progress.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._progress.console.is_terminal and not self._progress.live.is_started:
-            self._progress.start()
-        self._progress.update(self._task, completed=done, total=total)
-
-
-def _out() -> Console:
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140, highlight=False)
-
-
-def _errors() -> Console:
-    return Console(stderr=True)
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -544,13 +447,13 @@ def _make_directory(path: Path) -> None:
 def _say_written(*files: Path | None) -> None:
     for file in files:
         if file is not None:
-            _out().print(f"wrote [bold]{escape(str(file))}[/]", soft_wrap=True)
+            stdout().print(f"wrote [bold]{escape(str(file))}[/]", soft_wrap=True)
 
 
 def _show_comparison(result: headway.Comparison) -> None:
     from headway.report.tables import compare_grids, headlines, to_rich
 
-    out = _out()
+    out = stdout()
     out.print(_about(result.cluster, result.workload, result.provenance))
     for grid in compare_grids(result):
         out.print(to_rich(grid, width=out.width))
@@ -561,7 +464,7 @@ def _show_comparison(result: headway.Comparison) -> None:
 def _show_capacity(result: headway.CapacityResult) -> None:
     from headway.report.tables import capacity_grid, to_rich
 
-    out = _out()
+    out = stdout()
     out.print(_about(result.cluster, result.workload, result.provenance))
     out.print(to_rich(capacity_grid(result), width=out.width))
 
@@ -587,15 +490,8 @@ def _about(cluster: str, workload: str, basis: Any) -> str:
     )
 
 
-def _plain_table(title: str, *heads: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for head in heads:
-        table.add_column(head)
-    return table
-
-
 def _policy_table(title: str, classes: dict[str, Any]) -> Table:
-    table = _plain_table(title, "name", "what it does", "settings")
+    table = plain_table(title, "name", "what it does", "settings")
     for name, cls in classes.items():
         settings = ", ".join(doc.name for doc in cls.Settings.docs())
         table.add_row(f"[cyan]{name}[/]", escape(cls.summary), f"[dim]{settings or '–'}[/]")
@@ -603,11 +499,11 @@ def _policy_table(title: str, classes: dict[str, Any]) -> Table:
 
 
 def _show_policy(title: str, name: str, cls: Any) -> None:
-    out = _out()
+    out = stdout()
     out.print(f"[bold cyan]{name}[/] [dim]({title[:-3]}y)[/]: {escape(cls.summary)}")
     if getattr(cls, "partner", None):
         out.print(f"with prefill and decode apart it takes [cyan]{cls.partner}[/] for the decode pool")
-    table = _plain_table("settings", "name", "default", "unit", "meaning")
+    table = plain_table("settings", "name", "default", "unit", "meaning")
     for doc in cls.Settings.docs():
         table.add_row(
             doc.name,
@@ -626,13 +522,13 @@ def _show_card(name: str) -> None:
         # One name may be a cluster policy and a batch policy, with a card each.
         for card in (home / f"{name}.md", home / f"{name}-batch.md"):
             if card.is_file():
-                _out().print(Markdown(card.read_text(encoding="utf-8")))
+                stdout().print(Markdown(card.read_text(encoding="utf-8")))
         if home.is_dir():
             return
 
 
 def _preset_table(clusters: list[Any]) -> Table:
-    table = _plain_table("clusters", "name", "engines", "ranks", "TTFT", "TPOT")
+    table = plain_table("clusters", "name", "engines", "ranks", "TTFT", "TPOT")
     for cluster in clusters:
         engines = " + ".join(f"{pool.instances} {pool.role}" for pool in cluster.pools)
         ranks = " + ".join(f"{pool.instances}×{pool.ranks}" for pool in cluster.pools)
@@ -644,7 +540,7 @@ def _preset_table(clusters: list[Any]) -> Table:
 
 
 def _show_preset(cluster: Any) -> None:
-    out = _out()
+    out = stdout()
     out.print(f"[bold cyan]{cluster.name}[/]: {escape(cluster.source)}")
     network = cluster.network
     out.print(
@@ -655,7 +551,7 @@ def _show_preset(cluster: Any) -> None:
         f"KV {network.kv_bandwidth_bytes_s / 1e9:g} GB/s after {1e3 * network.kv_latency_s:g} ms"
     )
     pools = cluster.pools
-    table = _plain_table("pools", "", *(str(pool.role) for pool in pools))
+    table = plain_table("pools", "", *(str(pool.role) for pool in pools))
     for name in (n for n in type(pools[0]).model_fields if n not in ("role", "costs", "memory")):
         table.add_row(name, *(str(getattr(pool, name)) for pool in pools))
     out.print(table)
@@ -680,14 +576,8 @@ def _coefficients(costs: Any) -> str:
 
 
 def _error_table(title: str, errors: Any) -> Table:
-    table = _plain_table(title, "regime", "steps", "mean error", "95% of steps within", "worst")
+    table = plain_table(title, "regime", "steps", "mean error", "95% of steps within", "worst")
     for error in errors:
         shares = (f"{100 * share:.1f}%" for share in (error.mean, error.p95, error.worst))
         table.add_row(error.regime, str(error.steps), *shares)
     return table
-
-
-def main() -> None:
-    """Run the command line. Policies of one's own are looked for in the working directory first."""
-    sys.path.insert(0, "")
-    app(prog_name="headway")

@@ -1,0 +1,243 @@
+"""A trace replayed over HTTP through the gateway against emulated engines, next to what the simulator says.
+
+    python -m benchmarks.live --load 0.6 --policies staggered,round-robin --out out
+
+For each policy `headway serve` is started with its embedded cluster, slowed down to what two cores carry
+(gateway, engines and this client share them). Arrivals are open-loop: a request is sent when it is due,
+however late the others are, and its time to first token counts from then. All times are given in the
+model's seconds (wall time × speed). Writes DIR/live.png and DIR/live.json.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from headway.core.request import Slo
+from headway.hosts.sim import simulate
+from headway.model.cluster import ClusterSpec
+from headway.model.presets import load_cluster, nominal_capacity_rps
+from headway.report.metrics import Outcome, Run, summarise
+from headway.report.tables import Column, Grid, to_rich
+from headway.workload import Item, load_trace, make_items, parametric
+
+#: What the emulator takes for a token of text.
+BYTES_PER_TOKEN = 4
+START_S, PATIENCE_S = 60.0, 120.0
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+class Pair(NamedTuple):
+    """One policy at one load, over HTTP and simulated."""
+
+    load: float
+    policy: str
+    live: list[Outcome]
+    simulated: list[Outcome]
+
+    def runs(self) -> tuple[Run, Run]:
+        """Condense both."""
+        common: dict[str, Any] = {
+            "policy": self.policy,
+            "batch": "",
+            "load": self.load,
+            "rps": 0.0,
+            "seed": 0,
+        }
+        return summarise(self.live, **common), summarise(self.simulated, **common)
+
+
+# The load
+
+
+def prompt(item: Item, number: int) -> str:
+    """Return a text of the item's length; texts begin alike as far as the items' prefixes do."""
+    size = BYTES_PER_TOKEN * item.prompt_tokens
+    blocks = [_filled(f"b{block} ", BYTES_PER_TOKEN * item.prefix_block_tokens) for block in item.prefix]
+    return ("".join(blocks) + _filled(f"r{number} ", size))[:size]
+
+
+def _filled(text: str, size: int) -> str:
+    return (text * (size // len(text) + 1))[:size]
+
+
+async def replay(url: str, model: str, items: Sequence[Item], *, speed: float, slo: Slo) -> list[Outcome]:
+    """Send every item when it is due; return what became of each."""
+    loop = asyncio.get_running_loop()
+    start_s = loop.time() + 0.5
+    timeout = aiohttp.ClientTimeout(total=PATIENCE_S / speed, sock_connect=30.0)
+    async with aiohttp.ClientSession(
+        url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout
+    ) as session:
+
+        async def one(number: int, item: Item) -> Outcome:
+            outcome = Outcome(str(number), item.arrival_s, item.prompt_tokens, item.output_tokens, slo)
+            body = {"model": model, "prompt": prompt(item, number), "max_tokens": item.output_tokens}
+            data = json.dumps(body | {"stream": True}).encode()
+            await asyncio.sleep(max(0.0, start_s + item.arrival_s / speed - loop.time()))
+            try:
+                await _ask(session, data, outcome, lambda: (loop.time() - start_s) * speed)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                outcome.rejected = type(error).__name__
+            return outcome
+
+        return list(await asyncio.gather(*(one(n, item) for n, item in enumerate(items))))
+
+
+async def _ask(session: aiohttp.ClientSession, data: bytes, outcome: Outcome, now: Any) -> None:
+    headers = {"Content-Type": "application/json"}
+    async with session.post("/v1/completions", data=data, headers=headers) as answer:
+        if answer.status != 200:
+            outcome.rejected = f"http {answer.status}"
+            return
+        body = bytearray()
+        async for chunk in answer.content.iter_any():
+            if outcome.first_token_s is None:
+                outcome.first_token_s = now()
+            body += chunk
+        came_s = now()
+    tokens = [int(number) for number in re.findall(rb"tok(\d+)", bytes(body))]
+    if tokens != list(range(outcome.output_tokens)):
+        raise SystemExit(f"request {outcome.request_id}: {len(tokens)} tokens of {outcome.output_tokens}")
+    outcome.finished_s = came_s
+
+
+# The service
+
+
+@contextmanager
+def service(options: Sequence[str]) -> Iterator[str]:
+    """Run `headway serve` with its embedded cluster; yields its URL."""
+    code = "from headway.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--port", "0", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"serves on (\S+?):? ", line)
+        if found is None:
+            raise SystemExit(f"headway serve did not start: {line}")
+        yield found[1]
+    finally:
+        process.terminate()
+        process.communicate(timeout=START_S)
+
+
+# What is shown
+
+
+def grid(pairs: Sequence[Pair], title: str) -> Grid:
+    """A row for each policy and load: over HTTP, simulated, and how far apart at the median."""
+    heads = ("mean TTFT", "median TTFT", "p99 TTFT")
+    columns = [Column("load"), Column("policy", text=True)]
+    columns += [Column(f"{where} {head}", "s") for where in ("live", "simulated") for head in heads]
+    columns += [Column("apart at median"), Column("lost or refused")]
+    rows = []
+    for pair in pairs:
+        live, simulated = pair.runs()
+        cells = [f"{run.ttft_s[key]:.3f}" for run in (live, simulated) for key in ("mean", "p50", "p99")]
+        apart = f"{100 * (live.ttft_s['p50'] / simulated.ttft_s['p50'] - 1):+.0f}%"
+        rows.append((f"{pair.load:g}", pair.policy, *cells, apart, str(live.requests - live.completed)))
+    return Grid(title, tuple(columns), tuple(rows), caption="seconds of the model")
+
+
+def figure(pairs: Sequence[Pair], title: str) -> Figure:
+    """Distributions of TTFT, a panel per load: over HTTP in full, simulated dashed."""
+    loads = sorted({pair.load for pair in pairs})
+    drawn = Figure(figsize=(1.0 + 4.6 * len(loads), 4.2), layout="constrained")
+    drawn.suptitle(title, fontsize=10)
+    for axes, load in zip(np.atleast_1d(drawn.subplots(1, len(loads), sharey=True)), loads, strict=True):
+        for colour, pair in zip(_COLOURS, (pair for pair in pairs if pair.load == load), strict=False):
+            for label, outcomes, dash in (("HTTP", pair.live, "-"), ("simulated", pair.simulated, "--")):
+                times = sorted(o.first_token_s - o.arrival_s for o in outcomes if o.first_token_s is not None)
+                share = np.arange(1, len(times) + 1) / len(times)
+                axes.step(times, share, dash, where="post", color=colour, label=f"{pair.policy}, {label}")
+        axes.set(title=f"load {load:g}", xlabel="time to first token, s of the model", xscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False)
+    drawn.axes[0].set_ylabel("share of requests")
+    return drawn
+
+
+def _record(pair: Pair) -> dict[str, Any]:
+    live, simulated = map(dataclasses.asdict, pair.runs())
+    return {"load": pair.load, "policy": pair.policy, "live": live, "simulated": simulated}
+
+
+# The run
+
+
+def measure(
+    given: argparse.Namespace, cluster: ClusterSpec, items: Sequence[Item], policy: str
+) -> list[Outcome]:
+    """Replay the items through a gateway of its own."""
+    options = ("--cluster", given.cluster, "--policy", policy, "--batch", given.batch)
+    pace = ("--speed", str(given.speed), "--seed", str(given.seed), "--dialect", given.dialect)
+    with service([*options, *pace]) as url, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(replay(url, cluster.name, items, speed=given.speed, slo=cluster.slo))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.live", description=__doc__.partition("\n")[0])
+    parser.add_argument("--cluster", default="dsv3-h200-pd", help="a preset or a .toml file")
+    parser.add_argument("--trace", type=Path, help="a recorded trace (default: the fitted workload)")
+    parser.add_argument("--workload", default="azure-code", help="a fitted workload")
+    parser.add_argument("--policies", default="staggered,round-robin")
+    parser.add_argument("--batch", default="vllm-v1")
+    parser.add_argument("--dialect", default="vllm", choices=("vllm", "sglang"))
+    parser.add_argument("--load", default="0.6", help="fractions of nominal capacity: 0.3,0.6")
+    parser.add_argument("--requests", type=int, default=300, help="per policy and load")
+    parser.add_argument("--speed", type=float, default=0.1, help="pace of the engines")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run all policies at all loads in turn."""
+    given = options()
+    cluster = load_cluster(given.cluster)
+    workload = load_trace(given.trace) if given.trace else parametric(given.workload)
+    nominal = nominal_capacity_rps(cluster, workload.mean_prompt_tokens, workload.mean_output_tokens)
+    pairs: list[Pair] = []
+    for load in map(float, given.load.split(",")):
+        items = make_items(
+            workload, rps=load * nominal, arrivals="poisson", requests=given.requests, seed=given.seed
+        )
+        for policy in given.policies.split(","):
+            wall_s = items[-1].arrival_s / given.speed
+            print(f"load {load:g}, {policy}: {len(items)} requests in {wall_s:.0f} s", flush=True)
+            live = measure(given, cluster, items, policy)
+            simulated = simulate(cluster, items, policy, given.batch, seed=given.seed).outcomes
+            pairs.append(Pair(load, policy, live, simulated))
+    title = f"{cluster.name} at {given.speed:g} × its speed, {workload.name}, over HTTP and simulated"
+    Console(width=140 if not sys.stdout.isatty() else None).print(to_rich(grid(pairs, title), width=140))
+    given.out.mkdir(parents=True, exist_ok=True)
+    figure(pairs, title).savefig(given.out / "live.png", dpi=160, facecolor="white")
+    (given.out / "live.json").write_text(json.dumps([_record(pair) for pair in pairs], indent=1))
+    print(f"wrote {given.out / 'live.png'} and {given.out / 'live.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Decides which gateway `headway serve` starts: a file's, one by another router's flags, or one before an
+embedded cluster.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import orjson
+import typer
+from rich.markup import escape
+
+from headway.cli.console import friendly, option, stderr, stdout
+from headway.cli.emulate import Batch, DialectName, Seed, Speed
+from headway.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headway.hosts.gateway import Gateway, GatewayConfig
+
+__all__ = ["OTHER_FLAGS", "serve"]
+
+log = logging.getLogger("headway.gateway")
+
+#: Flags of other routers take several words each; they are read by `drop_in.py`.
+OTHER_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+#: What runs where nothing is said. At this pace two cores carry gateway, engines and client.
+CLUSTER, SPEED = "dsv3-h200-pd", 0.1
+
+_WHAT, _WHERE = "What is served", "Where"
+
+
+class _Said(NamedTuple):
+    """What the command line says whatever else there is; it overrules a file."""
+
+    host: str | None
+    port: int | None
+    policy: str | None
+    log_level: str | None
+
+    def over(self, config: "GatewayConfig", where: str) -> "GatewayConfig":
+        """Return a configuration with this said."""
+        data = config.model_dump()
+        level = {"warn": "warning", "critical": "error"}.get(self.log_level or "", self.log_level)
+        for table, key, value in (
+            ("server", "host", self.host),
+            ("server", "port", self.port),
+            ("policy", "cluster", self.policy),
+            ("logs", "level", level),
+        ):
+            if value is not None:
+                data[table][key] = value
+        return type(config).parse(data, where=where)
+
+
+class _Plan(NamedTuple):
+    """A gateway to be, and what a person is told about it."""
+
+    config: "GatewayConfig"
+    about: str
+    file: Path | None = None
+
+
+@friendly
+def serve(
+    context: typer.Context,
+    config: Annotated[Path | None, option("A gateway file.", _WHAT, metavar="FILE")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the configuration, start nothing.", rich_help_panel=_WHAT)
+    ] = False,
+    policy: Annotated[
+        str | None, option("The cluster policy [dim](default: staggered)[/].", _WHAT, metavar="NAME")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        option(
+            f"Without a file: the embedded cluster [dim](default: {CLUSTER})[/].",
+            "Which engines",
+            metavar="PRESET|FILE",
+        ),
+    ] = None,
+    batch: Batch = "vllm-v1",
+    speed: Speed = SPEED,
+    dialect: DialectName = "vllm",
+    seed: Seed = 0,
+    host: Annotated[str | None, option("Address [dim](default: 127.0.0.1)[/].", _WHERE)] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port; 0: a free one [dim](default: 8080)[/].", rich_help_panel=_WHERE, min=0, max=65535
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None, option("debug, info, warning or error.", "Logs", metavar="LEVEL")
+    ] = None,
+) -> None:
+    """Serve an OpenAI-compatible API: hold requests for the right moment, place them on the right rank.
+
+    Without a file a cluster of emulated engines runs along, so that one command shows it working. The flags
+    of [bold]vllm-router[/] and [bold]smg launch[/] are understood too: a start script swaps the program's
+    name. docs/gateway.md has the reference.
+
+    [bold]Examples[/]
+
+    DeepSeek-V3, prefill and decode apart, emulated at a tenth of its speed:
+    [cyan]headway serve[/]
+
+    Your engines:
+    [cyan]headway serve --config gateway.toml --check && headway serve --config gateway.toml[/]
+
+    In place of another router:
+    [cyan]headway serve --worker-urls http://10.0.0.1:8000 http://10.0.0.2:8000 --port 30000[/]
+    [cyan]headway serve --vllm-pd-disaggregation --prefill http://p:8000 --decode http://d:8000[/]
+    """
+    _need_extra()
+    said = _Said(host, port, policy, log_level)
+    if cluster is not None and (config is not None or context.args):
+        raise ConfigError("--cluster is for the embedded cluster, where no other engines are named")
+    if config is not None:
+        plans = _from_file(config, context.args, said)
+    elif context.args:
+        plans = _before_engines(context.args, said)
+    else:
+        options = {"batch": batch, "speed": speed, "dialect": dialect, "seed": seed}
+        plans = _before_embedded(cluster or CLUSTER, said, options, start=not check)
+    with plans as plan:
+        gateway = _gateway(plan.config)
+        if check:
+            stdout().print(f"[green]sound:[/] {escape(plan.about)}", soft_wrap=True, highlight=False)
+        else:
+            _run(gateway, plan)
+
+
+def _need_extra() -> None:
+    """Say what to install where the gateway's dependencies are not there."""
+    try:
+        import aiohttp  # noqa: F401
+        import msgspec  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import zmq  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is missing: pip install 'headway[gateway]'") from None
+
+
+def _gateway(config: "GatewayConfig") -> "Gateway":
+    """Build the gateway, which checks what parsing cannot: secrets, certificates, the tokenizer."""
+    from headway.hosts.gateway import Gateway
+
+    return Gateway(config)
+
+
+# Three ways to a configuration
+
+
+@contextmanager
+def _from_file(file: Path, rest: list[str], said: _Said) -> Iterator[_Plan]:
+    from headway.hosts.gateway import GatewayConfig
+
+    if rest:
+        raise ConfigError(f"{rest[0]}: with --config, what a gateway is stands in the file")
+    config = said.over(GatewayConfig.from_toml(file), str(file))
+    yield _Plan(config, f"{file}: {_summary(config)}", file)
+
+
+@contextmanager
+def _before_engines(words: list[str], said: _Said) -> Iterator[_Plan]:
+    from headway.cli.drop_in import read_flags
+
+    drop_in = read_flags(words, host=said.host, port=said.port, policy=said.policy)
+    for note in drop_in.notes:
+        stderr().print(f"[yellow]warning:[/] {escape(note)}", soft_wrap=True, highlight=False)
+    config = said._replace(policy=None).over(drop_in.config, "command line")
+    yield _Plan(config, _summary(config))
+
+
+@contextmanager
+def _before_embedded(cluster: str, said: _Said, options: dict[str, Any], *, start: bool) -> Iterator[_Plan]:
+    from headway.cli.embedded import embedded, gateway_data
+    from headway.hosts.gateway import GatewayConfig
+    from headway.model.presets import load_cluster
+
+    spec, speed, dialect = load_cluster(cluster), options["speed"], options["dialect"]
+    # Said wrongly, it is told before any engine is started. A person watches: the page and errors will do.
+    config = GatewayConfig.parse({"disaggregated": spec.disaggregated, "logs": {"level": "warning"}})
+    config = said.over(config, "command line")
+    pace = f"{spec.name}, emulated at {speed:g} × its speed"
+    if not start:
+        yield _Plan(config, f"{config.policy.cluster} over {pace}")
+        return
+    with embedded(spec, **options) as endpoints:
+        data = config.model_dump() | gateway_data(spec, endpoints, speed=speed, dialect=dialect)
+        config = GatewayConfig.parse(data, where=cluster)
+        yield _Plan(config, f"{_summary(config)} of {pace}")
+
+
+def _summary(config: "GatewayConfig") -> str:
+    """Write a configuration in a few words: who decides, over what."""
+    pools = [
+        f"{len(ranks)} {role} × {'/'.join(map(str, sorted(set(ranks))))} ranks"
+        for role in ("prefill", "decode", "aggregated")
+        if (ranks := [each.ranks for each in config.instances if each.role.value == role])
+    ]
+    return f"{config.policy.cluster} over {', '.join(pools) or 'no engine yet'}"
+
+
+# Running
+
+
+def _run(gateway: "Gateway", plan: _Plan) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the file again."""
+    from headway.hosts.gateway import serve as until_stopped
+
+    def ready() -> None:
+        _greet(gateway, plan)
+        if plan.file is not None:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, _reloader(gateway, plan.file))
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(until_stopped(gateway, ready))
+
+
+def _reloader(gateway: "Gateway", file: Path) -> Callable[[], None]:
+    """Return what SIGHUP does. A file that is wrong changes nothing."""
+    from headway.hosts.gateway import GatewayConfig
+
+    reloads: set[asyncio.Task[None]] = set()
+
+    async def again() -> None:
+        try:
+            await gateway.reload(GatewayConfig.from_toml(file))
+            log.info("configuration read again", extra={"file": str(file)})
+        except ConfigError as error:
+            log.error("configuration not read again: %s", error)
+
+    def reload() -> None:
+        task = asyncio.get_running_loop().create_task(again())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    return reload
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _greet(gateway: "Gateway", plan: _Plan) -> None:
+    """Say where it is and how to ask it something."""
+    url = gateway.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    lines = [f"[bold]headway serves[/] on [bold]{gateway.url}[/]: {escape(plan.about)}"]
+    if ("GET", "/") in gateway.public.routes:
+        lines.append(f"  page     {url}/")
+    if gateway.admin_url is not None:
+        lines.append(f"  admin    {gateway.admin_url}")
+    lines.append(f"  metrics  {gateway.metrics_url or url}/metrics")
+    lines.append(f"  try      {escape(_curl(url, gateway))}")
+    for line in lines:
+        stdout().print(line, soft_wrap=True, highlight=False)
+
+
+def _curl(url: str, gateway: "Gateway") -> str:
+    models = sorted(gateway.workers.models())
+    body = {
+        "model": models[0] if models else "MODEL",
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 16,
+        "stream": True,
+    }
+    key = "" if gateway.config.auth.api_keys_env is None else " -H 'Authorization: Bearer KEY'"
+    return (
+        f"curl -N {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
+        f"-d '{orjson.dumps(body).decode()}'"
+    )

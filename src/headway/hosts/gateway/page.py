@@ -1,0 +1,109 @@
+"""Serves the page at `/` and the data it lives on at `/admin/live`, as server-sent events.
+
+The page itself is three files that say nothing of the cluster; the data is behind the operators' token where
+there is one. On the admin bind the page is always there; on the public one it stands in when there is no
+admin bind, and then only behind a token or where nobody but this machine can connect.
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from headway.hosts.gateway.access import Keys
+from headway.hosts.gateway.config import GatewayConfig
+from headway.hosts.gateway.errors import Refusal, unavailable
+from headway.hosts.gateway.live import Cursor, Live
+from headway.hosts.gateway.server import Route
+
+__all__ = ["Page", "page_is_public"]
+
+_FILES = {"/": ("index.html", "text/html"), "/app.js": ("app.js", "text/javascript")} | {
+    "/style.css": ("style.css", "text/css")
+}
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+#: Between two tellings.
+PERIOD_S = 0.25
+#: A page left open on every screen of a floor must not slow the door.
+MOST_VIEWERS = 32
+
+
+def page_is_public(config: GatewayConfig) -> bool:
+    """Whether the page stands on the public bind: there is no admin bind, and nobody sees it who may not."""
+    return config.admin.port is None and (config.admin.token_env is not None or _loopback(config.server.host))
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Page:
+    """Handles the page's requests. `routes`: all of it; `open_routes`: what needs no token."""
+
+    def __init__(self, live: Live, keys: Keys, *, clock: Callable[[], float], needs_token: bool) -> None:
+        self._live = live
+        self._keys = keys
+        self._clock = clock
+        self._viewers = 0
+        self._closing = asyncio.Event()
+        files = Path(__file__).parent / "page"
+        self._bodies = {path: (files / name).read_bytes() for path, (name, _) in _FILES.items()}
+        if needs_token:  # so that the page asks for it before it is refused
+            self._bodies["/"] = self._bodies["/"].replace(b"<html ", b'<html data-token="needed" ', 1)
+        self.open_routes: dict[tuple[str, str], Route] = {("GET", path): self._file for path in _FILES}
+        self.routes: dict[tuple[str, str], Route] = self.open_routes | {("GET", "/admin/live"): self._stream}
+
+    def close(self) -> None:
+        """End all streams."""
+        self._closing.set()
+
+    async def _file(self, request: web.BaseRequest) -> web.StreamResponse:
+        kind = _FILES[request.path][1]
+        headers = _HEADERS | {"Content-Type": f"{kind}; charset=utf-8"}
+        return web.Response(body=self._bodies[request.path], headers=headers)
+
+    async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            self._keys.check(request.headers)
+            if self._viewers >= MOST_VIEWERS:
+                raise unavailable("too_many_viewers", f"{MOST_VIEWERS} pages are open already.", 10.0)
+        except Refusal as refusal:
+            return web.Response(status=refusal.status, body=refusal.body(), headers=refusal.headers())
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream",
+                "Cache-Control": "no-store",
+                "X-Accel-Buffering": "no",
+            }
+        )
+        self._viewers += 1
+        try:
+            await response.prepare(request)
+            await self._tell(response)
+        finally:
+            self._viewers -= 1
+        return response
+
+    async def _tell(self, response: web.StreamResponse) -> None:
+        """Tell until the viewer goes or the gateway closes. A slow viewer waits for himself only."""
+        cursor = Cursor()
+        while not self._closing.is_set():
+            told, cursor = self._live.tell(cursor, self._clock())
+            await response.write(b"data: " + told + b"\n\n")
+            try:
+                async with asyncio.timeout(PERIOD_S):
+                    await self._closing.wait()
+            except TimeoutError:
+                continue
+        await response.write_eof()

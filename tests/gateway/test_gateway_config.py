@@ -1,0 +1,118 @@
+"""What a gateway file may say, and how it is told what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from headway.core.errors import ConfigError
+from headway.core.events import Role
+from headway.hosts.gateway import GatewayConfig
+from headway.hosts.gateway.gateway import create_policy
+from headway.hosts.gateway.paired import Paired
+
+FILE = """
+[server]
+host = "0.0.0.0"
+port = 9000
+
+[[instances]]
+name = "prefill-0"
+url = "http://10.0.0.1:8000/"
+role = "prefill"
+ranks = 8
+rank_by = "port"
+chunk_tokens = 4096
+
+[[instances]]
+name = "decode-0"
+url = "http://10.0.0.2:8000"
+role = "decode"
+ranks = 32
+kv_blocks = 20000
+max_running = 256
+
+[policy]
+cluster = "staggered+iqr-lexicographic"
+
+[slo]
+ttft_s = 1.0
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "gateway.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_is_read(tmp_path):
+    config = GatewayConfig.from_toml(written(tmp_path, FILE))
+    assert config.disaggregated and not config.both_legs_at_once
+    prefill, decode = config.instances
+    assert [prefill.rank_url(rank) for rank in (0, 3)] == ["http://10.0.0.1:8000", "http://10.0.0.1:8003"]
+    assert decode.rank_url(3) == "http://10.0.0.2:8000"
+    up = decode.instance_up(epoch=2)
+    assert (up.role, up.ranks, up.kv_blocks, up.epoch) == (Role.DECODE, 32, 20000, 2)
+    assert config.slo.slo().ttft_s == 1.0
+
+
+def test_an_empty_file_is_a_gateway_without_engines(tmp_path):
+    assert GatewayConfig.from_toml(written(tmp_path, "")).instances == ()
+
+
+AGGREGATED = {"name": "a", "url": "http://h:1"}
+SGLANG = {"dialect": "sglang", "url": "http://h:1"}
+
+WRONG = [
+    ({"sever": {}}, r"unknown key sever: did you mean 'server'\?"),
+    ({"limits": {"retrys": 1}}, r"unknown key limits\.retrys: did you mean 'retries'\?"),
+    ({"instances": [AGGREGATED | {"ulr": ""}]}, r"unknown key instances\[0\]\.ulr: did you mean 'url'\?"),
+    ({"instances": [{"name": "a"}]}, r"missing key instances\[0\]\.url"),
+    ({"instances": [AGGREGATED | {"url": "ftp://h"}]}, r"instances\[0\]\.url: must be http"),
+    ({"instances": [AGGREGATED | {"url": "http://h:99999"}]}, r"instances\[0\]\.url: must be http"),
+    (
+        {"instances": [AGGREGATED | {"ranks": 0}]},
+        r"instances\[0\]\.ranks: .*greater than or equal to 1, got 0",
+    ),
+    ({"instances": [AGGREGATED | {"dialect": "tgi"}]}, r"instances\[0\]\.dialect: .*'vllm' or 'sglang'"),
+    ({"instances": [AGGREGATED, AGGREGATED]}, "two instances are called 'a'"),
+    ({"instances": [AGGREGATED | {"role": "prefill"}]}, "needs a decode instance"),
+    (
+        {"instances": [AGGREGATED, AGGREGATED | {"name": "b", "role": "decode"}]},
+        "instance 'a' has role 'aggregated'",
+    ),
+    ({"instances": [AGGREGATED | {"snapshots": "tcp://h:1"}]}, "snapshots needs events"),
+    ({"instances": [AGGREGATED | {"bootstrap_port": 1}]}, "bootstrap_port is for dialect 'sglang'"),
+    (
+        {"instances": [SGLANG | {"name": "p", "role": "prefill"}, SGLANG | {"name": "d", "role": "decode"}]},
+        "instance 'p': missing key bootstrap_port",
+    ),
+    ({"policy": {"cluster": "stagered"}}, "unknown policy 'stagered': did you mean 'staggered'"),
+    ({"policy": {"cluster": "staggered:spacing=9"}}, "spacing must be at most 1"),
+    ({"slo": {"ttft_s": 0}}, r"slo\.ttft_s: .*greater than 0, got 0"),
+    ({"slo": {"ttft_s": float("nan")}}, r"slo\.ttft_s"),
+    ({"tls": {"certificate": "c.pem"}}, r"missing key tls\.key"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), WRONG)
+def test_what_is_wrong_is_told_in_one_line_with_file_and_key(data, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        GatewayConfig.parse(data, where="gateway.toml")
+    assert str(caught.value).startswith("gateway.toml: ") and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_no_toml(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the gateway file: No such file"):
+        GatewayConfig.from_toml(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="not TOML"):
+        GatewayConfig.from_toml(written(tmp_path, "= 3"))
+
+
+def test_sglang_in_two_pools_gets_both_legs_at_once():
+    pair = [
+        SGLANG | {"name": "p", "role": "prefill", "bootstrap_port": 8998},
+        SGLANG | {"name": "d", "role": "decode"},
+    ]
+    config = GatewayConfig.parse({"instances": pair})
+    assert config.both_legs_at_once and isinstance(create_policy(config), Paired)
