@@ -18,7 +18,7 @@ class Figure(NamedTuple):
     met: bool | None = None
 
 
-def cpu_s(work: Callable[[], object], runs: int = 3) -> float:
+def cpu_s(work: Callable[[], object], runs: int = 5) -> float:
     """Return the CPU seconds of one call of `work`, the best of `runs`."""
     best_s = float("inf")
     for _ in range(runs):

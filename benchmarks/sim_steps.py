@@ -18,7 +18,6 @@ from headway.model.cluster import ClusterSpec
 from headway.model.presets import load_cluster, nominal_capacity_rps
 from headway.workload import Item, make_items, parametric
 
-
 #: `InTurn`, as a policy spec.
 IN_TURN = "benchmarks.sim_steps:InTurn"
 
@@ -29,6 +28,7 @@ class InTurn(PoolPolicy):
     dispatches = 0
 
     def handle(self, event: Event, now: float) -> list[Action]:
+        """Answer arrivals only."""
         if isinstance(event, InstanceUp):
             self.ledger.up(event)
         if not isinstance(event, Arrived):

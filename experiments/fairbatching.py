@@ -3,8 +3,7 @@
     python -m experiments.fairbatching [--traces DIR]
 
 The tail is compared at the highest load where the best Sarathi budget still has 99% of requests in SLO or
-nearly
-so; capacity is the rate at which 99% of requests meet TTFT 1 s and TPOT 50 ms.
+nearly so; capacity is the rate at which 99% of requests meet TTFT 1 s and TPOT 50 ms.
 """
 
 import headway

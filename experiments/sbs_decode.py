@@ -2,9 +2,10 @@
 
     python -m experiments.sbs_decode [--traces DIR]
 
-Prefill is made plentiful so that the decode pool alone decides. Throughput at equal TPOT is the highest rate at which
-99% of requests keep a mean TPOT of 50 ms. DeepSeek-R1 lengths on H200 are bound by step time, Mooncake's on H100 (80 GB)
-by KV. Runs are long against the stay of a request, for the pool must have filled up.
+Prefill is made plentiful so that the decode pool alone decides. Throughput at equal TPOT is the highest rate
+at which 99% of requests keep a mean TPOT of 50 ms. DeepSeek-R1 lengths on H200 are bound by step time,
+Mooncake's on H100 (80 GB) by KV. Runs are long against the stay of a request, for the pool must have filled
+up.
 """
 
 import headway

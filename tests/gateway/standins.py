@@ -146,10 +146,10 @@ async def gateway(engines, policy="round-robin", *, instance=None, **tables):
 
 
 @asynccontextmanager
-async def running(data):
+async def running(data, **options):
     """Run a gateway from plain data, and a client."""
     async with AsyncExitStack() as stack:
-        front = await stack.enter_async_context(Gateway(GatewayConfig.parse(data)))
+        front = await stack.enter_async_context(Gateway(GatewayConfig.parse(data), **options))
         client = await stack.enter_async_context(aiohttp.ClientSession(front.url))
         yield front, client
         await until(lambda: front.driver.requests == 0, "an empty gateway")

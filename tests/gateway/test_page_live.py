@@ -53,7 +53,11 @@ async def look(client, headers=None):
 class TestObserver:
     def test_a_request_is_remembered_until_it_is_over(self):
         seen = Observer()
-        for name, end in (("a", Finished("a", 3)), ("b", Cancelled("b")), ("c", Failed("c", "x", retry=False))):
+        for name, end in (
+            ("a", Finished("a", 3)),
+            ("b", Cancelled("b")),
+            ("c", Failed("c", "x", retry=False)),
+        ):
             seen.observe(1.0, Arrived(request(name)), [])
             seen.observe(1.1, PrefillDone(name), [])
             assert list(seen.requests) == [name]
@@ -94,7 +98,7 @@ def test_what_is_told_is_whole_once_and_news_afterwards():
             async with client.get("/admin/live") as answer:
                 (first,) = await tellings(answer)
                 await chat(client, stream=True)
-                (later,) = (await tellings(answer, 2))[1:]
+                (later,) = await tellings(answer)
             assert first["schema"] == "headway.live/1" and first["policy"] == "round-robin"
             assert (first["passes"][0]["ran_tokens"], first["passes"][0]["duration_s"]) == ([64], 0.25)
             assert [d["do"] for d in first["decisions"]] == ["Dispatch"]
@@ -102,7 +106,11 @@ def test_what_is_told_is_whole_once_and_news_afterwards():
             assert first["passes"][0] not in later["passes"]
             assert first["totals"] == {"arrived": 1, "served": 1, "refused": 0, "failed": 0, "gone": 0}
             (worker,) = first["workers"]
-            assert (worker["state"], worker["takes_work"], worker["load"][0]["queued_tokens"]) == ("up", True, [3])
+            assert (worker["state"], worker["takes_work"], worker["load"][0]["queued_tokens"]) == (
+                "up",
+                True,
+                [3],
+            )
 
     run(check())
 
@@ -132,7 +140,7 @@ def test_every_held_request_is_explained():
             assert (held["requests"], held["in_policy"], held["reasons"]) == (3, 3, {"no instance is up": 3})
             first = held["oldest"][0]
             assert first["prompt_tokens"] >= 1 and 0.0 <= first["held_s"] < 5.0
-            assert first["held_s"] + first["left_s"] == pytest.approx(5.0)
+            assert first["held_s"] + first["left_s"] == pytest.approx(5.0, abs=0.05)
             assert "hello" not in json.dumps(held)  # nobody's prompt
             front.workers.undrain("engine-0")
             assert [(await task)[0] for task in tasks] == [200] * 3
@@ -142,9 +150,12 @@ def test_every_held_request_is_explained():
 
 def test_a_worker_that_is_gone_says_why():
     async def check():
-        async with StandIn() as engine, gateway([engine], health={"interval_s": 0.02, "eject_after": 1}) as (
-            front,
-            client,
+        async with (
+            StandIn() as engine,
+            gateway([engine], health={"interval_s": 0.02, "eject_after": 1}) as (
+                front,
+                client,
+            ),
         ):
             engine.healthy = False
             await until(lambda: front.workers.get("engine-0").state.value == "down")
@@ -158,7 +169,11 @@ def test_a_worker_that_is_gone_says_why():
 def test_the_files_may_load_nothing_from_elsewhere():
     async def check():
         async with StandIn() as engine, gateway([engine]) as (_, client):
-            for path, kind in (("/", "text/html"), ("/app.js", "text/javascript"), ("/style.css", "text/css")):
+            for path, kind in (
+                ("/", "text/html"),
+                ("/app.js", "text/javascript"),
+                ("/style.css", "text/css"),
+            ):
                 async with client.get(path) as answer:
                     assert answer.status == 200 and answer.headers["Content-Type"].startswith(kind)
                     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
@@ -172,9 +187,12 @@ def test_the_data_is_behind_the_token_and_the_page_asks_for_it(monkeypatch):
     monkeypatch.setenv("OPERATORS", "secret")
 
     async def check():
-        async with StandIn() as engine, gateway([engine], admin={"port": 0, "token_env": "OPERATORS"}) as (
-            front,
-            public,
+        async with (
+            StandIn() as engine,
+            gateway([engine], admin={"port": 0, "token_env": "OPERATORS"}) as (
+                front,
+                public,
+            ),
         ):
             assert front.page_url == f"{front.admin_url}/"
             assert (await chat(public, path="/"))[0] == 404  # it stands on the admin bind only
@@ -229,5 +247,3 @@ def test_open_pages_do_not_keep_a_gateway_from_stopping():
 )
 def test_the_public_bind_shows_the_page_only_where_nobody_sees_it_who_may_not(tables, public):
     assert page_is_public(GatewayConfig.parse(tables)) is public
-
-

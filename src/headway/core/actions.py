@@ -9,8 +9,8 @@ __all__ = ["Action", "Dispatch", "Poll", "Recall", "Reject"]
 class Dispatch:
     """Send the request to this rank now.
 
-    `number` counts the dispatches to the instance from 1; its reports acknowledge up to a number.
-    `why` is one word of the policy's for the decision log, for instance "slot" or "idle".
+    `number` counts the dispatches to the instance from 1; its reports acknowledge up to a number. `why` is
+    one word of the policy's for the decision log, for instance "slot" or "idle".
     """
 
     request_id: str

@@ -1,7 +1,7 @@
 """How a wrong configuration is told to its owner: one line with file, key path and the nearest key there is.
 
-Takes the errors of a validator as plain dictionaries (`type`, `loc`, `msg`, `input`: pydantic's
-`errors()`), so that the core needs none.
+Takes the errors of a validator as plain dictionaries (`type`, `loc`, `msg`, `input`: pydantic's `errors()`),
+so that the core needs none.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

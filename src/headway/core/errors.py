@@ -1,9 +1,8 @@
 """Errors have owners.
 
-HeadwayError
-├── ConfigError     yours: a setting, a file, a name. One clear line; exit status 2.
-├── EngineError     theirs: an engine that answers wrongly, late or not at all.
-└── InvariantError  ours: a bug in Headway. Please report it.
+HeadwayError ├── ConfigError     yours: a setting, a file, a name. One clear line; exit status 2. ├──
+EngineError     theirs: an engine that answers wrongly, late or not at all. └── InvariantError  ours: a bug in
+Headway. Please report it.
 """
 
 from collections.abc import Iterable

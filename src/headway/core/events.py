@@ -1,12 +1,11 @@
 """What a host tells a cluster policy. Each is handed over with `now`, in order of time.
 
 Unknown is `None`, never 0. Per-rank values are tuples of shape (ranks,), starting at `first_rank`: an
-instance
-in lockstep reports all its ranks at once (`first_rank=0`), independent ranks report one by one.
+instance in lockstep reports all its ranks at once (`first_rank=0`), independent ranks report one by one.
 
-Reports (`PassEnded`, `Snapshot`) carry three numbers that make late and lost ones harmless:
-`epoch` (grows when the instance restarts), `sequence` (grows with each report of an epoch) and
-`acknowledged` (the last `Dispatch.number` of this instance that the report accounts for).
+Reports (`PassEnded`, `Snapshot`) carry three numbers that make late and lost ones harmless: `epoch` (grows
+when the instance restarts), `sequence` (grows with each report of an epoch) and `acknowledged` (the last
+`Dispatch.number` of this instance that the report accounts for).
 """
 
 from dataclasses import dataclass
@@ -70,8 +69,8 @@ class PassEnded:
     """A forward pass ended; the state of each rank right after it.
 
     `ran_tokens`: new prompt tokens computed in the pass. `queued_tokens`: prompt tokens received and still to
-    compute, waiting or partial. `kv_blocks`: in use. `running`: requests that hold a decode seat.
-    `waiting`: requests received that do not run yet. `pab_tokens`: prefill admission budget (FairBatching).
+    compute, waiting or partial. `kv_blocks`: in use. `running`: requests that hold a decode seat. `waiting`:
+    requests received that do not run yet. `pab_tokens`: prefill admission budget (FairBatching).
     """
 
     instance: str
@@ -136,8 +135,8 @@ class Failed:
 class InstanceUp:
     """An instance can take work: new, restarted (a higher epoch) or back after it was suspected.
 
-    `chunk_tokens`: most prompt tokens a rank takes in one pass. `kv_blocks`, `max_running`: per rank.
-    Raises ConfigError when it has no rank or no room for a token.
+    `chunk_tokens`: most prompt tokens a rank takes in one pass. `kv_blocks`, `max_running`: per rank. Raises
+    ConfigError when it has no rank or no room for a token.
     """
 
     instance: str

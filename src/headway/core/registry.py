@@ -1,8 +1,7 @@
 """Policies by name.
 
 A *spec* is `name`, `name:setting=value:setting=value`, or `module:Class[:setting=value…]` for a policy of
-one's
-own, which needs no registration:
+one's own, which needs no registration:
 
     staggered
     stall-free:token_budget=2048

@@ -12,8 +12,8 @@ __all__ = ["Request", "Slo"]
 class Slo:
     """Latency targets of one request.
 
-    `ttft_s`: time to first token, from arrival. `tpot_s`: time per output token after the first.
-    Raises ConfigError for a target that is not a positive finite number.
+    `ttft_s`: time to first token, from arrival. `tpot_s`: time per output token after the first. Raises
+    ConfigError for a target that is not a positive finite number.
     """
 
     ttft_s: float = 2.0
@@ -38,8 +38,8 @@ class Request:
     """A request as a scheduler sees it.
 
     `prefix` holds one hash per full block of `prefix_block_tokens` prompt tokens, from the start of the
-    prompt (as Mooncake's traces and vLLM's block hashes have it); empty when unknown.
-    `max_output_tokens` is the client's own limit, None when it gave none; never the true length.
+    prompt (as Mooncake's traces and vLLM's block hashes have it); empty when unknown. `max_output_tokens` is
+    the client's own limit, None when it gave none; never the true length.
     """
 
     id: str

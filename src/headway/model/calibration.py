@@ -1,8 +1,8 @@
 """From measured steps to a cost model: which form of step time fits an engine, and how far off it is by
 regime.
 
-Two forms, both over the tokens computed `N`, the context of decodes `K` and the attention of prefills
-`Q = Σ chunk·(prefix + chunk/2)`:
+Two forms, both over the tokens computed `N`, the context of decodes `K` and the attention of prefills `Q = Σ
+chunk·(prefix + chunk/2)`:
 
     linear   t = a + b·N + c·K + q·Q
     hinge    t = a + b0·min(N, n0) + b1·max(N − n0, 0) + c·K + q·Q

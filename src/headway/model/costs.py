@@ -110,8 +110,8 @@ class LockstepCosts:
 class DenseCosts:
     """One model per rank, no traffic between ranks: prefill, decode and mixed passes on one curve.
 
-    Below `knee_tokens` a pass is bound by reading the weights, beyond by computing.
-    Raises ConfigError for a negative or infinite coefficient.
+    Below `knee_tokens` a pass is bound by reading the weights, beyond by computing. Raises ConfigError for a
+    negative or infinite coefficient.
     """
 
     fixed_s: float

@@ -2,9 +2,9 @@
 
     submit → [start_pass → end_pass]* → finished
 
-A pass is not preempted: what is submitted while one is under way waits for the next. All ranks start and
-end together; a rank without work waits for the others. The host keeps time: `start_pass` says how long the
-pass takes, the host calls `end_pass` then. An instance of independent ranks is one engine per rank.
+A pass is not preempted: what is submitted while one is under way waits for the next. All ranks start and end
+together; a rank without work waits for the others. The host keeps time: `start_pass` says how long the pass
+takes, the host calls `end_pass` then. An instance of independent ranks is one engine per rank.
 
 A pass in which every rank only decodes, under policies that say `decodes_always_run`, asks no policy and
 costs O(ranks + changes); see `decodes.py` for how.

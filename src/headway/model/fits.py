@@ -1,9 +1,9 @@
 """Decides nothing: step costs fitted to measured operator tables, by name.
 
-Source: the operator tables of the package `aiconfigurator` 0.12 (Apache-2.0), sums of operator times,
-without overlap of two batches and without host gap. A TOML cluster names them: `costs = "dsv3-h200-ep32"`.
-Errors of the fits are in docs/engine-model.md. Given in the units of the fits: ms, ms per token, ms per
-1,000 context tokens, ms per 10⁶ tokens².
+Source: the operator tables of the package `aiconfigurator` 0.12 (Apache-2.0), sums of operator times, without
+overlap of two batches and without host gap. A TOML cluster names them: `costs = "dsv3-h200-ep32"`. Errors of
+the fits are in docs/engine-model.md. Given in the units of the fits: ms, ms per token, ms per 1,000 context
+tokens, ms per 10⁶ tokens².
 """
 
 from headway.model.costs import Costs, DenseCosts, LockstepCosts, PhaseCosts

@@ -101,8 +101,8 @@ class PagedKv:
     def publish(self, request: Request, hashes: int, computed_tokens: int) -> int:
         """Share the prefix blocks computed by now; return how many hashes the request holds.
 
-        It held the first `hashes` before. Where another request was quicker, its copy is held and ours
-        given back.
+        It held the first `hashes` before. Where another request was quicker, its copy is held and ours given
+        back.
         """
         size = request.prefix_block_tokens
         known = min(computed_tokens, request.prompt_tokens) // size if size else 0

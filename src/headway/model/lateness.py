@@ -1,8 +1,8 @@
 """Decides how late a decode's worst token was, without looking at every token.
 
 FairBatching's line says output token j is due at `arrival + ttft_slo + j·tpot_slo`. A decode that runs in
-every pass delivers one token per pass, so with `clock` the number of passes ended and `end(s)` the time
-pass s ended,
+every pass delivers one token per pass, so with `clock` the number of passes ended and `end(s)` the time pass
+s ended,
 
     lateness(token of pass s) = end(s) − s·tpot  +  (terms fixed for the request)
 

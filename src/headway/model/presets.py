@@ -1,7 +1,7 @@
 """Decides the clusters that come with Headway, and how much traffic one can take at most.
 
-Step costs rest on measured tables (`fits.py`); memory on published model sizes; what is neither is
-said to be an assumption in each preset's `source`.
+Step costs rest on measured tables (`fits.py`); memory on published model sizes; what is neither is said to be
+an assumption in each preset's `source`.
 """
 
 import math

@@ -35,8 +35,8 @@ class Work:
     `output_tokens`: its true output length, which no policy may read. `prefilled`: it comes with the KV of
     its prompt and one generated token; the host may set `first_token_s` before it submits it. `lateness_s`:
     the largest (delivery − deadline line) over its tokens here, final when it leaves. `truncated`: it left
-    with fewer tokens than asked for because the rank's KV holds no more. Raises InvariantError for an
-    output of no token.
+    with fewer tokens than asked for because the rank's KV holds no more. Raises InvariantError for an output
+    of no token.
     """
 
     request: Request

@@ -97,9 +97,8 @@ class BatchView(Protocol):
 class Plan:
     """One step: chunks of prompts in order of preference, and the decodes that sit it out.
 
-    `prefills`: (request, chunk tokens ≥ 1) pairs; a waiting request in it begins. `skipped`: decodes that
-    get no
-    token this step and keep their KV. `decode=False`: none of the decodes runs.
+    `prefills`: (request, chunk tokens ≥ 1) pairs; a waiting request in it begins. `skipped`: decodes that get
+    no token this step and keep their KV. `decode=False`: none of the decodes runs.
     """
 
     prefills: Sequence[tuple[EngineRequest, int]] = ()
@@ -112,10 +111,8 @@ class StepReport:
     """What a step was and how long it took.
 
     `new_tokens`: prompt and decode tokens computed. `decodes`: how many of them were decodes.
-    `context_tokens`:
-    Σ over requests in the step of the tokens they attend to. `attention`: Σ chunk·(context + chunk/2) over
-    the
-    prefills, in tokens². `duration_s`: start to end.
+    `context_tokens`: Σ over requests in the step of the tokens they attend to. `attention`: Σ chunk·(context
+    + chunk/2) over the prefills, in tokens². `duration_s`: start to end.
     """
 
     new_tokens: int

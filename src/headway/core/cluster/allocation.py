@@ -5,8 +5,7 @@
     r goes to argmax_d (C_avail[d] − cost(r, d)); what fits nowhere stays in the buffer     [P; details R]
 
 A prompt longer than `C` runs over consecutive passes of one rank: it needs a rank with a whole chunk free,
-takes
-that, and its rest stays queued there, so that the following passes see it as used.
+takes that, and its rest stays queued there, so that the following passes see it as used.
 """
 
 import heapq
@@ -37,8 +36,8 @@ def pour(
     """Assign requests, in the order given, to bins; return (request, bin key) pairs and update the rooms.
 
     `hits` yields (bin key, cached prefix tokens) of a request where that is not 0. With `overflow`, a request
-    may go to any rank with room left and run over into the next pass (used when every pass will be full).
-    O(n log m) for n requests and m bins, plus the hits.
+    may go to any rank with room left and run over into the next pass (used when every pass will be full). O(n
+    log m) for n requests and m bins, plus the hits.
     """
     by_key = {b.key: b for b in bins}
     heap = [(-b.room, b.key) for b in bins if b.room > 0]

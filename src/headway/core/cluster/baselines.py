@@ -1,8 +1,8 @@
 """The immediate policies everyone runs today: each request leaves the moment it comes.
 
 They are given the best information a router can have (load reserved at decision, corrected at every pass
-end),
-so that what a held batch gains is not gained against a straw man. Ties go to the rank chosen longest ago.
+end), so that what a held batch gains is not gained against a straw man. Ties go to the rank chosen longest
+ago.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """From a spec to a policy that a host can drive.
 
-    staggered                       prefill + its natural decode partner (P/D), or alone (aggregated engines)
-    least-tokens+iqr-lexicographic  prefill + decode
+staggered                       prefill + its natural decode partner (P/D), or alone (aggregated engines)
+least-tokens+iqr-lexicographic  prefill + decode
 """
 
 from headway.core.actions import Action, Reject

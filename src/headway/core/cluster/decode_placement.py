@@ -1,12 +1,12 @@
 """SBS decode placement: IQR-aware lexicographic (arXiv 2512.16134; constants reconstructed).
 
-Each round takes the requests whose prefill is done, longest first, and gives each to the rank with the smallest
-`(batch size, KV load, index)` among those that are no outliers in KV load:
+Each round takes the requests whose prefill is done, longest first, and gives each to the rank with the
+smallest `(batch size, KV load, index)` among those that are no outliers in KV load:
 
     cut = Q3 + 1.5·(Q3 − Q1) over the candidates' KV loads      (not with fewer than 4 candidates)
 
-Batch size first, because a decode step in lockstep is as slow as its fullest rank; KV load next; the mask keeps a
-rank that is out of line in KV from being chosen for its small batch.
+Batch size first, because a decode step in lockstep is as slow as its fullest rank; KV load next; the mask
+keeps a rank that is out of line in KV from being chosen for its small batch.
 """
 
 import heapq
@@ -50,7 +50,8 @@ class IqrSettings(PoolSettings):
 
 @cluster_policies.register("iqr-lexicographic")
 class IqrLexicographic(PoolPolicy):
-    """Rounds of decode placement. A round is all that arrives at one instant, as at the end of a prefill pass."""
+    """Rounds of decode placement. A round is all that arrives at one instant, as at the end of a prefill
+    pass."""
 
     Settings = IqrSettings
     settings: IqrSettings

@@ -1,8 +1,11 @@
 """What a pool's policy believes of its instances: reports, and what was dispatched since.
 
-**Virtual state.** A rank's load is its last report plus every dispatch that report does not account for. A dispatch
-is added at decision time, numbered per instance, and leaves the sum when a report acknowledges its number: a late
-or reordered report can never erase load that was dispatched after it (SBS: multi-tier state synchronisation [P];
+**Virtual state.** A rank's load is its last report plus every dispatch that report does not account for. A
+dispatch
+is added at decision time, numbered per instance, and leaves the sum when a report acknowledges its number: a
+late
+or reordered report can never erase load that was dispatched after it (SBS: multi-tier state synchronisation
+[P];
 the numbering is ours). Values an engine does not report are replaced by the ledger's own accounting.
 """
 
@@ -95,7 +98,8 @@ class RankLoad:
 
     @property
     def pab_tokens(self) -> int | None:
-        """Prefill admission budget left after what was dispatched since it was reported; None: not reported."""
+        """Prefill admission budget left after what was dispatched since it was reported; None: not
+        reported."""
         told = self.told
         if told is None or told.pab_tokens is None:
             return None
@@ -114,12 +118,13 @@ class RankLoad:
     def add(self, placement: Placement) -> None:
         """Reserve, at decision time."""
         self.instance.changed()
+        tokens, blocks = placement.request.prompt_tokens, placement.blocks
         self.requests += 1
-        self.own_blocks += placement.blocks
-        self.prompt_tokens += placement.request.prompt_tokens
+        self.own_blocks += blocks
+        self.prompt_tokens += tokens
         self.unacked.append(placement)
-        self.unacked_tokens += placement.request.prompt_tokens
-        self.unacked_blocks += placement.blocks
+        self.unacked_tokens += tokens
+        self.unacked_blocks += blocks
 
     def prefilled(self, placement: Placement) -> None:
         """The prompt is computed: no prefill work is left of it."""
@@ -241,21 +246,22 @@ class Ledger:
         return True
 
     def place(self, request: Request, rank: RankLoad, now: float, why: str) -> Dispatch:
-        """Reserve the request's load on the rank and return the action. Raises InvariantError if it is placed."""
+        """Reserve the request's load on the rank and return the action. Raises InvariantError if it is
+        placed."""
         if request.id in self.placements:
             raise InvariantError(f"request {request.id} dispatched twice")
-        instance = rank.instance
-        instance.number += 1
+        instance, info = rank.instance, rank.instance.info
+        instance.number = number = instance.number + 1
         self._dispatches += 1
         rank.chosen = instance.chosen = self._dispatches
-        blocks = -(-(request.prompt_tokens + 1) // instance.info.block_tokens)
-        placement = Placement(request, rank, instance.number, now, blocks)
-        self.placements[request.id] = placement
+        blocks = -(-(request.prompt_tokens + 1) // info.block_tokens)
+        self.placements[request.id] = placement = Placement(request, rank, number, now, blocks)
         rank.add(placement)
-        return Dispatch(request.id, instance.info.instance, rank.index, instance.number, why)
+        return Dispatch(request.id, info.instance, rank.index, number, why)
 
     def prefilled(self, request_id: str) -> None:
-        """Note that the prompt of a placed request is computed; from a prefill instance it leaves with that."""
+        """Note that the prompt of a placed request is computed; from a prefill instance it leaves with
+        that."""
         placement = self.placements.get(request_id)
         if placement is None:
             return

@@ -1,9 +1,10 @@
 """PAB routing (FairBatching, arXiv 2510.14392, cluster level): to the node that can take the most in time.
 
 Each node reports its prefill admission budget: the prompt tokens it can still take and finish within the TTFT
-target (`core/batch/fair.py`). A request goes to the rank with the largest `PAB − cost`; what was sent since a report
-is subtracted until the next one [P concept; rule R]. When no rank has budget left, the request is held for a while:
-the next report may show room. The hold is bounded, and then the request goes to the best rank all the same.
+target (`core/batch/fair.py`). A request goes to the rank with the largest `PAB − cost`; what was sent since a
+report is subtracted until the next one [P concept; rule R]. When no rank has budget left, the request is held
+for a while: the next report may show room. The hold is bounded, and then the request goes to the best rank
+all the same.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ class PabSettings(PoolSettings):
     """Settings of `pab`."""
 
     patience: float = setting(
-        0.25, "how long to hold for a rank with budget, as a share of the TTFT target", at_least=0.0, at_most=1.0
+        0.25,
+        "how long to hold for a rank with budget, as a share of the TTFT target",
+        at_least=0.0,
+        at_most=1.0,
     )
 
 

@@ -1,8 +1,8 @@
 """The policy of one pool: it holds requests, and places them when it sees fit.
 
 Every policy of this family is the same machine; what differs is `_place(now)`. The machine keeps the ledger,
-refuses prompts no rank can hold, bounds every hold, and takes a request back when its engine failed before the
-first byte.
+refuses prompts no rank can hold, bounds every hold, and takes a request back when its engine failed before
+the first byte.
 """
 
 import math
@@ -43,7 +43,9 @@ ANY_ROLE = frozenset(Role)
 class PoolSettings(Settings):
     """Settings every cluster policy has."""
 
-    max_hold_s: float = setting(120.0, "longest a request is held before it is refused", unit="s", at_least=0.0)
+    max_hold_s: float = setting(
+        120.0, "longest a request is held before it is refused", unit="s", at_least=0.0
+    )
 
 
 class PoolPolicy(ClusterPolicy):
@@ -163,7 +165,8 @@ class PoolPolicy(ClusterPolicy):
         self._actions.append(Reject(waiting.request.id, why, self._retry_after_s(now)))
 
     def _retry_after_s(self, now: float) -> float:
-        """Guess when a place may be free: as long as the oldest held request has waited, at least a second."""
+        """Guess when a place may be free: as long as the oldest held request has waited, at least a
+        second."""
         oldest = self.buffer.first()
         return max(1.0, now - oldest.since_s) if oldest else 1.0
 

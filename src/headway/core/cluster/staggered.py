@@ -1,25 +1,26 @@
-"""Staggered Batch Scheduling, prefill (SBS, arXiv 2512.16134): hold, and give each instance its batch in time.
+"""Staggered Batch Scheduling, prefill (SBS, arXiv 2512.16134): hold, then give each instance its batch.
 
-Theory of operation. An instance in lockstep is a batch server that cannot be interrupted: what is sent while a pass
-runs waits in the engine, where it can be neither moved nor ordered. So requests wait *here*, and every instance has
-a **slot** at which it is given a batch:
+Theory of operation. An instance in lockstep is a batch server that cannot be interrupted: what is sent while
+a pass runs waits in the engine, where it can be neither moved nor ordered. So requests wait *here*, and every
+instance has a **slot** at which it is given a batch:
 
 Rule 1  (idle bypass)  an instance known to be idle has its slot now.
 Rule 2  (pass end)     a busy instance has its slot when its pass ends, which its reports tell.
-Rule 3  (lead)         an instance whose queue outlasts its pass will not wait for us: its slot comes a little before
-                       the predicted end of the pass.
-Rule 4  (spacing)      slots follow one another by at least `spacing · I`, `I = (T̂ + L_net) / N_active`, so that
-                       passes do not bunch; a batch that fills the instance does not wait for that. It pays where
-                       passes are of one length; where their length follows the batch, rules 1 and 2 stagger the
-                       instances by themselves and it is off by default (measured: experiments/LOG.md).
+Rule 3  (lead)         an instance whose queue outlasts its pass will not wait for us: its slot comes a little
+                       before the predicted end of the pass.
+Rule 4  (spacing)      slots follow one another by at least `spacing · I`, `I = (T̂ + L_net) / N_active`, so
+                       that passes do not bunch; a batch that fills the instance does not wait for that. It
+                       pays where passes are of one length; where their length follows the batch, rules 1 and
+                       2 stagger the instances by themselves and it is off by default (measured:
+                       experiments/LOG.md).
 Rule 5  (deadline)     nor does a batch with a request that would miss its TTFT target by waiting.
-Rule 6  (saturation)   when the buffer holds more than a few passes of every instance, holding only wastes ranks: every
-                       instance is filled to its chunk, one pass deep.
-Rule 7  (watchdog)     an instance that is silent for long is polled, then suspected: it gets nothing more, and what
-                       has no first token is recalled. A snapshot brings it back.
+Rule 6  (saturation)   when the buffer holds more than a few passes of every instance, holding only wastes
+                       ranks: every instance is filled to its chunk, one pass deep.
+Rule 7  (watchdog)     an instance that is silent for long is polled, then suspected: it gets nothing more,
+                       and what has no first token is recalled. A snapshot brings it back.
 
-At a slot the batch is poured over the ranks (`allocation.py`): carried-over requests first, oldest first, then the
-new ones, longest first.
+At a slot the batch is poured over the ranks (`allocation.py`): carried-over requests first, oldest first,
+then the new ones, longest first.
 """
 
 import math
@@ -59,16 +60,26 @@ class StaggeredSettings(PoolSettings):
     """Settings of `staggered`. The defaults are safe unturned: times are learned from reports."""
 
     spacing: float = setting(
-        0.0, "least gap between slots, as a share of (T̂ + L_net)/N; 0 leaves spacing to chance", at_least=0.0, at_most=1.0
+        0.0,
+        "least gap between slots, as a share of (T̂ + L_net)/N; 0 leaves spacing to chance",
+        at_least=0.0,
+        at_most=1.0,
     )
-    network_s: float = setting(0.002, "time from a decision to its effect in the engine, L_net", unit="s", at_least=0.0)
+    network_s: float = setting(
+        0.002, "time from a decision to its effect in the engine, L_net", unit="s", at_least=0.0
+    )
     window: int = setting(32, "passes over which the pass time is averaged", unit="passes", at_least=4)
-    lead: float = setting(0.1, "how long before a pass end rule 3 opens the slot, as a share of T̂", at_least=0.0)
+    lead: float = setting(
+        0.1, "how long before a pass end rule 3 opens the slot, as a share of T̂", at_least=0.0
+    )
     saturation_passes: float = setting(
         3.0, "buffered work, in full passes of the pool, from which rule 6 holds", unit="passes", at_least=0.0
     )
     max_backlog_passes: float = setting(
-        1000.0, "buffered work from which new requests are refused (flow control)", unit="passes", at_least=1.0
+        1000.0,
+        "buffered work from which new requests are refused (flow control)",
+        unit="passes",
+        at_least=1.0,
     )
     watchdog_factor: float = setting(8.0, "silence, in T̂, after which an instance is polled", at_least=1.0)
     watchdog_floor_s: float = setting(5.0, "but never sooner than this", unit="s", at_least=0.0)
@@ -239,8 +250,8 @@ class Staggered(PoolPolicy):
     ) -> deque[tuple[float, int, InstanceLoad]]:
         """Return (when it opens, when the instance was last chosen, the instance) of each slot, in order.
 
-        The earliest first, of equals that of the instance that has had no batch for longest. Slots that
-        only a report can open are left out.
+        The earliest first, of equals that of the instance that has had no batch for longest. Slots that only
+        a report can open are left out.
         """
         if saturated:  # rule 6
             slots = [(now, load.chosen, load) for load in loads]
@@ -299,11 +310,11 @@ class Staggered(PoolPolicy):
         ordered = [waiting.request for waiting in self._order(starts_s, now)]
         hits = self._hits(load) if self._prefixes_known else None
         placed = pour(ordered, bins, hits=hits, overflow=saturated)
+        why = "saturated" if saturated else "slot" if clock.ends_s is not None else "idle"
         for request, index in placed:
             if request.prefix:
                 self._prefixes_known = True
                 self._prefixes.note((load.info.instance, index), request.prefix)
-            why = "saturated" if saturated else "slot" if clock.ends_s is not None else "idle"
             self._dispatch(self.buffer[request.id], load.ranks[index], now, why)
         if placed:
             for waiting in self.buffer.values():
@@ -325,7 +336,9 @@ class Staggered(PoolPolicy):
         def hits(request: Request) -> Iterable[tuple[int, int]]:
             if not request.prefix:
                 return ()
-            return ((index, hit) for (instance, index), hit in self._prefixes.best(request) if instance == name)
+            return (
+                (index, hit) for (instance, index), hit in self._prefixes.best(request) if instance == name
+            )
 
         return hits
 

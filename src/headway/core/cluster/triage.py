@@ -1,15 +1,15 @@
 """Triage, cluster level (ours): what is held can be ordered, so that under overload some are served in time.
 
-`staggered` in everything but the order in which a batch is filled. Under pressure, when somebody held will miss its
-TTFT target in first-come order, requests that would miss it even if dispatched now go last (relegated), the others
-shortest first with aging:
+`staggered` in everything but the order in which a batch is filled. Under pressure, when somebody held will
+miss its TTFT target in first-come order, requests that would miss it even if dispatched now go last
+(relegated), the others shortest first with aging:
 
     rank(r) = prompt_tokens − aging_tokens_s · waited
 
-The relegated go by the same rank among themselves, and their wait is bounded by `max_hold_s`. Neither half works
-alone (algorithms.md §9): first-come order serves nobody in time once there is a backlog, and shortest first without
-relegation spends passes on requests that are late already. There is no pressure while the next pass of every
-instance can take the whole buffer.
+The relegated go by the same rank among themselves, and their wait is bounded by `max_hold_s`. Neither half
+works alone (algorithms.md §9): first-come order serves nobody in time once there is a backlog, and shortest
+first without relegation spends passes on requests that are late already. There is no pressure while the next
+pass of every instance can take the whole buffer.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,7 @@
 """Prometheus metrics in base units. Labels are bounded: instances that are configured, words that are ours.
 
-No request id, no model name, no client's text becomes a label.
+No request id, no model name, no client's text becomes a label. An engine's label is `worker`: `instance` is
+Prometheus' own, of the gateway that was scraped.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,16 +37,16 @@ class Metrics:
         )
         self._retries = Counter("headway_retries", "Legs made again", ["reason"], registry=self.registry)
         self._dispatches = Counter(
-            "headway_dispatches", "Placements decided", ["instance", "why"], registry=self.registry
+            "headway_dispatches", "Placements decided", ["worker", "why"], registry=self.registry
         )
         self._rejects = Counter(
             "headway_rejects", "Requests the policy refused", ["why"], registry=self.registry
         )
         self._recalls = Counter(
-            "headway_recalls", "Placements taken back", ["instance"], registry=self.registry
+            "headway_recalls", "Placements taken back", ["worker"], registry=self.registry
         )
         self._polls = Counter(
-            "headway_polls", "Snapshots the policy asked for", ["instance"], registry=self.registry
+            "headway_polls", "Snapshots the policy asked for", ["worker"], registry=self.registry
         )
         self._prompt = Counter("headway_prompt_tokens", "Prompt tokens served", registry=self.registry)
         self._output = Counter("headway_output_tokens", "Output tokens served", registry=self.registry)
@@ -71,18 +72,18 @@ class Metrics:
             registry=self.registry,
         )
         self._passes = Counter(
-            "headway_passes", "Forward passes that ended", ["instance"], registry=self.registry
+            "headway_passes", "Forward passes that ended", ["worker"], registry=self.registry
         )
         self._pass_tokens = Counter(
             "headway_pass_prompt_tokens",
             "Prompt tokens computed in passes",
-            ["instance"],
+            ["worker"],
             registry=self.registry,
         )
         self._pass_capacity = Counter(
             "headway_pass_capacity_tokens",
             "Prompt tokens that the passes which computed any had room for",
-            ["instance"],
+            ["worker"],
             registry=self.registry,
         )
         self._pass_seconds = Histogram(
@@ -184,7 +185,7 @@ class Metrics:
             self._pass_tokens,
             self._pass_capacity,
         ):
-            metric.remove_by_labels({"instance": instance})
+            metric.remove_by_labels({"worker": instance})
 
     def text(self) -> bytes:
         """Return all in Prometheus' text format."""
@@ -220,11 +221,11 @@ class _WorkerGauges:
 
     def collect(self) -> list[GaugeMetricFamily]:
         up = GaugeMetricFamily(
-            "headway_worker_up", "Whether a worker takes work", labels=["instance", "role"]
+            "headway_worker_up", "Whether a worker takes work", labels=["worker", "role"]
         )
-        legs = GaugeMetricFamily("headway_worker_legs", "Legs under way", labels=["instance", "role"])
+        legs = GaugeMetricFamily("headway_worker_legs", "Legs under way", labels=["worker", "role"])
         ejections = GaugeMetricFamily(
-            "headway_worker_ejections", "Ejections not forgiven", labels=["instance", "role"]
+            "headway_worker_ejections", "Ejections not forgiven", labels=["worker", "role"]
         )
         for worker in self._workers:
             labels = [worker.name, worker.spec.role.value]
