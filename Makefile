@@ -4,8 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    ?= out
 TRACE  ?=
+PORT   ?= 8080
+POLICY ?= staggered
 
-.PHONY: help setup demo test lint types layers unit bench clean
+.PHONY: help setup demo serve demo-live test lint types layers unit bench clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
@@ -20,6 +22,12 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup      ## SBS and FairBatching against every baseline: tables, out/report.html, out/demo.png (TRACE=FILE for your own trace)
 	$(BIN)/headway demo --out $(OUT) $(if $(TRACE),--trace $(TRACE))
+
+serve: setup     ## the gateway before an embedded DeepSeek-V3 P/D cluster, with its page (PORT=8080, POLICY=staggered)
+	$(BIN)/headway serve --port $(PORT) --policy $(POLICY)
+
+demo-live: setup ## a trace over HTTP: staggered and round robin in turn, next to the simulator; out/live.png (TRACE=FILE)
+	$(BIN)/python -m benchmarks.live --out $(OUT) $(if $(TRACE),--trace $(TRACE))
 
 test: lint types layers unit    ## all that CI runs: lint, types, layers, tests
 

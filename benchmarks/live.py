@@ -15,7 +15,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +96,9 @@ async def replay(url: str, model: str, items: Sequence[Item], *, speed: float, s
         return list(await asyncio.gather(*(one(n, item) for n, item in enumerate(items))))
 
 
-async def _ask(session: aiohttp.ClientSession, data: bytes, outcome: Outcome, now: Any) -> None:
+async def _ask(
+    session: aiohttp.ClientSession, data: bytes, outcome: Outcome, now: Callable[[], float]
+) -> None:
     headers = {"Content-Type": "application/json"}
     async with session.post("/v1/completions", data=data, headers=headers) as answer:
         if answer.status != 200:
@@ -208,7 +210,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dialect", default="vllm", choices=("vllm", "sglang"))
     parser.add_argument("--load", default="0.6", help="fractions of nominal capacity: 0.3,0.6")
     parser.add_argument("--requests", type=int, default=300, help="per policy and load")
-    parser.add_argument("--speed", type=float, default=0.1, help="pace of the engines")
+    parser.add_argument("--speed", type=float, default=0.25, help="pace of the engines")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"))
     return parser.parse_args()
@@ -231,7 +233,15 @@ def main() -> None:
             live = measure(given, cluster, items, policy)
             simulated = simulate(cluster, items, policy, given.batch, seed=given.seed).outcomes
             pairs.append(Pair(load, policy, live, simulated))
-    title = f"{cluster.name} at {given.speed:g} × its speed, {workload.name}, over HTTP and simulated"
+    show(
+        given,
+        pairs,
+        f"{cluster.name} at {given.speed:g} × its speed, {workload.name}, over HTTP and simulated",
+    )
+
+
+def show(given: argparse.Namespace, pairs: Sequence[Pair], title: str) -> None:
+    """Print the table; write the figure and the numbers."""
     Console(width=140 if not sys.stdout.isatty() else None).print(to_rich(grid(pairs, title), width=140))
     given.out.mkdir(parents=True, exist_ok=True)
     figure(pairs, title).savefig(given.out / "live.png", dpi=160, facecolor="white")

@@ -16,7 +16,7 @@ def main() -> None:
             policies=["staggered", "triage", "least-tokens", "round-robin"],
             load=[0.5, 0.8, 1.0, 1.3, 1.6, 2.0],
             arrivals="poisson",
-            requests=6000,
+            requests=4000,
             seed=1,
             seeds=3,
         )

@@ -1,4 +1,4 @@
-"""A gateway before an emulated cluster, on a thread of its own, for tests that must block: those with a browser."""
+"""A gateway before an emulated cluster, on a thread of its own: for tests that block, as a browser's do."""
 
 import asyncio
 import json

@@ -53,6 +53,7 @@ class StandIn:
         self.under_way = 0
         self.healthy = True
         self.status = 200
+        self.says = "no"  # when its status is not 200
         self.chunks = [EVENT, EVENT, USAGE, DONE]
         self.go = asyncio.Event()  # answers begin when it is set
         self.go.set()
@@ -105,7 +106,7 @@ class StandIn:
         try:
             await self.go.wait()
             if self.status != 200:
-                return web.json_response({"error": {"message": "no"}}, status=self.status)
+                return web.json_response({"error": {"message": self.says}}, status=self.status)
             if body.get("stream"):
                 return await self._stream(request)
             return web.json_response(ANSWER | self.extra)

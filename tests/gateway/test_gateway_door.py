@@ -276,7 +276,7 @@ def test_health_ready_and_metrics():
                 text = await answer.text()
             assert 'headway_requests_total{status="200"} 1.0' in text
             assert "headway_ttft_seconds_count 1.0" in text
-            assert 'headway_worker_up{worker="engine-0",role="aggregated"} 1.0' in text
+            assert 'headway_worker_up{role="aggregated",worker="engine-0"} 1.0' in text
             front.workers.drain("engine-0")
             async with client.get("/ready") as answer:
                 assert answer.status == 503

@@ -40,7 +40,8 @@ def logged(test, spec=None):
     stream = io.StringIO()
     with logging_as_json(spec or LogsSpec(), stream):
         run(test)
-    return [json.loads(line) for line in stream.getvalue().splitlines()]
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    return [line for line in lines if line["message"] != "worker up"]
 
 
 def test_every_request_is_a_line_that_says_how_it_went():
@@ -80,7 +81,11 @@ def test_no_line_holds_a_prompt_an_answer_or_a_key():
 
     lines = logged(check())
     assert [line["status"] for line in lines] == [200, 404, 400, 413, 400, 400]
-    assert [line.get("code") for line in lines[1:4]] == ["model_not_found", "invalid_json", "body_too_large"]
+    assert [line.get("code") for line in lines[1:4]] == [
+        "model_not_found",
+        "invalid_request",
+        "body_too_large",
+    ]
     for secret in (PROMPT, "pharaohs", "the answer", "sk-secret"):
         assert secret not in json.dumps(lines)
 
@@ -127,6 +132,19 @@ def test_lines_that_nobody_reads_are_dropped_and_the_gateway_goes_on(monkeypatch
     assert [lines.get().getMessage() for _ in range(2)] == ["0", "1"]
     handler.handle(logging.makeLogRecord({"msg": "5"}))
     assert [lines.get().getMessage() for _ in range(2)] == ["5", "3 lines were dropped"]
+
+
+def test_what_an_engine_says_goes_to_the_client_and_into_no_log():
+    async def check():
+        async with StandIn() as engine, gateway([engine], health={"eject_after": 1}) as (_, client):
+            engine.status, engine.says = 500, f"cannot tokenize {PROMPT!r}"
+            status, _, body = await chat(client)
+            assert status == 502 and PROMPT in json.loads(body)["error"]["message"]
+
+    lines = logged(check())
+    assert {"worker ejected", "request"} <= {line["message"] for line in lines}
+    assert next(line["reason"] for line in lines if "reason" in line) == "engine-0 answers 500"
+    assert "pharaohs" not in json.dumps(lines)
 
 
 # Traces
@@ -269,11 +287,12 @@ def exported():
     found = {}
 
     async def check():
+        nonlocal found
         async with StandIn() as engine, gateway([engine]) as (front, _):
             for collector in front.metrics.registry._collector_to_names:
                 for family in collector.collect():
                     labels = getattr(family, "_labelnames", None) or getattr(collector, "_labelnames", ())
-                    found.update(dict.fromkeys(series_of(family), set(labels)))
+                    found |= {series: set(labels) for series in series_of(family)}
 
     run(check())
     return found

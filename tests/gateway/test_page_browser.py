@@ -17,9 +17,9 @@ for tool, variable in (("chromium", "CHROMIUM"), ("chromedriver", "CHROMEDRIVER"
         pytest.skip(f"needs {tool} (Debian: chromium, chromium-driver)", allow_module_level=True)
 pytest.importorskip("selenium", reason="needs selenium")
 
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 #: 60 ms a pass and more: lanes with passes wide enough to see.
 COSTS = DenseCosts(0.060, 0, 0.0001, 0.0001, 0.0, 0.0)
@@ -166,10 +166,8 @@ def test_a_worker_that_goes_down_turns_red_and_says_so(played, browser):
             "tr[data-health=down][data-worker=prefill-1], tr[data-health=ejected][data-worker=prefill-1]"
         )
         soon(browser, lambda: browser.find_elements(By.CSS_SELECTOR, is_down), "a worker that is down")
-        red, words = script(
-            browser,
-            f"const s = document.querySelector('{row} .state'); return [getComputedStyle(s).color, s.textContent]",
-        )
+        state = f"const s = document.querySelector('{row} .state')"
+        red, words = script(browser, f"{state}; return [getComputedStyle(s).color, s.textContent]")
         assert red == "rgb(179, 38, 30)" and words in ("down", "ejected")
         soon(
             browser,
@@ -244,8 +242,8 @@ def test_it_fits_the_width(browser, width):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         assert script(browser, "return document.documentElement.scrollWidth <= innerWidth")
-        small = "return [...document.querySelectorAll('main *')].filter(e => e.offsetParent && e.textContent.trim()"
-        assert script(browser, f"{small} && parseFloat(getComputedStyle(e).fontSize) < 11).length") == 0
+        sizes = "return [...document.querySelectorAll('main *')].filter(e => e.offsetParent && e.textContent)"
+        assert min(script(browser, f"{sizes}.map(e => parseFloat(getComputedStyle(e).fontSize))")) >= 11
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -92,18 +92,18 @@ class TestObserver:
 def test_what_is_told_is_whole_once_and_news_afterwards():
     async def check():
         async with StandIn() as engine, gateway([engine]) as (front, client):
-            front.driver.feed(PassEnded("engine-0", 0, 1, 0, 0.25, (64,), queued_tokens=(3,)))
             assert (await chat(client, stream=True))[0] == 200
-            await until(lambda: not front.driver.requests)
+            await until(lambda: not front.driver.requests and front._seen.passes)
+            front.driver.feed(PassEnded("engine-0", 0, 9, 0, 0.25, (64,), queued_tokens=(3,)))
             async with client.get("/admin/live") as answer:
                 (first,) = await tellings(answer)
                 await chat(client, stream=True)
                 (later,) = await tellings(answer)
             assert first["schema"] == "headway.live/1" and first["policy"] == "round-robin"
-            assert (first["passes"][0]["ran_tokens"], first["passes"][0]["duration_s"]) == ([64], 0.25)
+            assert (first["passes"][-1]["ran_tokens"], first["passes"][-1]["duration_s"]) == ([64], 0.25)
             assert [d["do"] for d in first["decisions"]] == ["Dispatch"]
             assert [d["do"] for d in later["decisions"]] == ["Dispatch"]
-            assert first["passes"][0] not in later["passes"]
+            assert first["passes"][-1] not in later["passes"]
             assert first["totals"] == {"arrived": 1, "served": 1, "refused": 0, "failed": 0, "gone": 0}
             (worker,) = first["workers"]
             assert (worker["state"], worker["takes_work"], worker["load"][0]["queued_tokens"]) == (
@@ -223,13 +223,16 @@ def test_too_many_viewers_are_turned_away_and_those_who_leave_are_forgotten():
 
 def test_open_pages_do_not_keep_a_gateway_from_stopping():
     async def check():
-        async with StandIn() as engine, gateway([engine]) as (front, client):
-            async with client.get("/admin/live") as answer:
-                await tellings(answer)
-                assert await front.drain(1.0)
-                await front.stop()
-                with pytest.raises(AssertionError, match="ended"):
-                    await tellings(answer, 1000)
+        async with (
+            StandIn() as engine,
+            gateway([engine]) as (front, client),
+            client.get("/admin/live") as answer,
+        ):
+            await tellings(answer)
+            assert await front.drain(1.0)
+            await front.stop()
+            with pytest.raises(AssertionError, match="ended"):
+                await tellings(answer, 1000)
 
     run(check())
 

@@ -29,7 +29,7 @@ log = logging.getLogger("headway.gateway")
 OTHER_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 #: What runs where nothing is said. At this pace two cores carry gateway, engines and client.
-CLUSTER, SPEED = "dsv3-h200-pd", 0.1
+CLUSTER, SPEED = "dsv3-h200-pd", 0.25
 
 _WHAT, _WHERE = "What is served", "Where"
 
@@ -106,7 +106,7 @@ def serve(
 
     [bold]Examples[/]
 
-    DeepSeek-V3, prefill and decode apart, emulated at a tenth of its speed:
+    DeepSeek-V3, prefill and decode apart, emulated at a quarter of its speed:
     [cyan]headway serve[/]
 
     Your engines:
@@ -185,7 +185,8 @@ def _before_embedded(cluster: str, said: _Said, options: dict[str, Any], *, star
 
     spec, speed, dialect = load_cluster(cluster), options["speed"], options["dialect"]
     # Said wrongly, it is told before any engine is started. A person watches: the page and errors will do.
-    config = GatewayConfig.parse({"disaggregated": spec.disaggregated, "logs": {"level": "warning"}})
+    logs = {"level": "warning", "access": said.log_level is not None}
+    config = GatewayConfig.parse({"disaggregated": spec.disaggregated, "logs": logs})
     config = said.over(config, "command line")
     pace = f"{spec.name}, emulated at {speed:g} × its speed"
     if not start:

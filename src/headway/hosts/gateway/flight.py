@@ -32,6 +32,7 @@ class LegError(EngineError):
     """An engine failed a leg. `status` is what the client is told if nothing else helps.
 
     `answered`: the engine lives and said no, or was too slow; to ask again is to ask more of it.
+    `said`: its own words, for the client alone: they may repeat the prompt, which no log may hold.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class LegError(EngineError):
         worker: Worker | None = None,
         refused: bool = False,
         answered: bool = False,
+        said: str = "",
     ) -> None:
         super().__init__(reason)
         self.status = status
         self.worker = worker
         self.refused = refused
         self.answered = answered
+        self.said = said
 
 
 class RecalledError(Exception):

@@ -153,7 +153,10 @@ class Gateway:
 
     async def reload(self, config: GatewayConfig) -> None:
         """Make the workers those of a new configuration; the rest of it needs a restart."""
+        before = {worker.name for worker in self.workers}
         await self.workers.reconcile(config.instances, timeout_s=self.config.server.drain_timeout_s)
+        for name in before - {worker.name for worker in self.workers}:
+            self.metrics.forget(name)
 
     def _build(self) -> None:
         config, self._loop = self.config, asyncio.get_running_loop()

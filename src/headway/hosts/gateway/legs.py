@@ -150,9 +150,8 @@ class Legs:
             raise EngineSaysNo(answer.status, answer.headers.get("content-type", "application/json"), reason)
         status = answer.status if answer.status in (429, 503) else 502
         text = reason[:MOST_REASON_BYTES].decode(errors="replace")
-        raise LegError(
-            f"{worker.name} answers {answer.status}: {text}", status=status, worker=worker, answered=True
-        )
+        short = f"{worker.name} answers {answer.status}"
+        raise LegError(short, status=status, worker=worker, answered=True, said=text)
 
     def _headers(self, flight: Flight, worker: Worker, dispatch: Dispatch) -> dict[str, str]:
         headers = {

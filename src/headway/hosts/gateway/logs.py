@@ -8,7 +8,7 @@ nobody reads must not stop the gateway. What does not fit into its queue is drop
 import logging
 import queue
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
@@ -25,6 +25,9 @@ __all__ = ["AccessLog", "JsonLines", "logging_as_json"]
 MOST_LINES = 10_000
 MOST_NAME = 100
 
+#: What every record has; the rest came as `extra`, and goes into the line.
+_STANDARD = frozenset((*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"))
+
 access = logging.getLogger("headway.access")
 
 
@@ -39,18 +42,22 @@ class AccessLog:
     def refused(self, path: str, request_id: str, status: int, code: str) -> None:
         """Log a request that was refused at the door. `code`: the error's."""
         if access.isEnabledFor(logging.INFO):
-            line = {"request_id": request_id, "path": _path(path), "status": status, "code": code}
-            _log("refused", line)
+            _log(
+                "refused",
+                {"request_id": request_id, "path": _path(path), "status": status, "code": code},
+            )
 
     def passed_on(self, method: str, path: str, request_id: str, status: int) -> None:
         """Log a request that was passed on to an engine as it was."""
         if access.isEnabledFor(logging.INFO):
-            line = {"request_id": request_id, "method": method, "path": _path(path), "status": status}
-            _log("passed on", line)
+            _log(
+                "passed on",
+                {"request_id": request_id, "method": method, "path": _path(path), "status": status},
+            )
 
 
-def _log(message: str, fields: Mapping[str, object]) -> None:
-    access.info(message, extra={"fields": fields})
+def _log(message: str, fields: dict[str, object]) -> None:
+    access.info(message, extra=fields)
 
 
 def _path(path: str) -> str:
@@ -95,7 +102,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= getattr(record, "fields", {})
+        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=str).decode()

@@ -220,9 +220,7 @@ class _WorkerGauges:
         return []
 
     def collect(self) -> list[GaugeMetricFamily]:
-        up = GaugeMetricFamily(
-            "headway_worker_up", "Whether a worker takes work", labels=["worker", "role"]
-        )
+        up = GaugeMetricFamily("headway_worker_up", "Whether a worker takes work", labels=["worker", "role"])
         legs = GaugeMetricFamily("headway_worker_legs", "Legs under way", labels=["worker", "role"])
         ejections = GaugeMetricFamily(
             "headway_worker_ejections", "Ejections not forgiven", labels=["worker", "role"]

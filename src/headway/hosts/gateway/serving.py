@@ -155,9 +155,8 @@ class Serving:
         retry_after_s = 1.0 if error.status in (429, 503) else None
         code = {429: "engine_overloaded", 503: "engine_unavailable", 504: "engine_timeout"}
         word = code.get(error.status, "engine_error")
-        raise Refusal(
-            error.status, word, f"The engine failed: {error}.", retry_after_s=retry_after_s
-        ) from None
+        message = f"The engine failed: {error}{': ' if error.said else ''}{error.said}."
+        raise Refusal(error.status, word, message, retry_after_s=retry_after_s) from None
 
     def _may_retry(self, flight: Flight, error: LegError) -> bool:
         """Whether to try elsewhere. The budget is for engines that live: those of a dead one must move."""

@@ -285,9 +285,26 @@ function drawLane(lane, worker, state, palette) {
       }
     });
   }
+  drawUnderWay(pen, worker, passes, palette, (first) => first * (row + gap), row, x, width);
   if (is === "down" || is === "ejected") {
     pen.fillStyle = palette.bad;
     pen.fillRect(width - 4, 0, 4, height);
+  }
+}
+
+// What a report left to do has begun when the report was made: paler, for how full the pass is will be told at its end.
+function drawUnderWay(pen, worker, passes, palette, top, row, x, width) {
+  for (const load of worker.load) {
+    const queued = load.queued_tokens ?? [], running = worker.role === "prefill" ? [] : (load.running ?? []);
+    const last = passes.findLast((pass) => pass.first_rank === load.first_rank);
+    if (!last || !sum(queued) + sum(running)) continue;
+    const left = x(last.end_s) + 1, ranks = Math.max(queued.length, running.length);
+    pen.globalAlpha = 0.35;
+    for (let n = 0; n < ranks; n++) {
+      pen.fillStyle = queued[n] ? palette.prefill : running[n] ? palette.decode : palette.bubble;
+      pen.fillRect(left, top(load.first_rank + n), Math.max(0, width - left), row);
+    }
+    pen.globalAlpha = 1;
   }
 }
 

@@ -1,0 +1,106 @@
+"""Engines come and go by URL, in `vllm-router`'s words."""
+
+import aiohttp
+from standins import StandIn, chat, error_of, gateway, run, running
+
+from headway.hosts.gateway.worker_api import instance_name
+
+API = {"enabled": True}
+
+
+async def call(client: aiohttp.ClientSession, method: str, path: str, **query: str) -> tuple[int, str]:
+    async with client.request(method, path, params=query) as answer:
+        return answer.status, await answer.text()
+
+
+async def listed(client: aiohttp.ClientSession) -> list[str]:
+    async with client.get("/list_workers") as answer:
+        return (await answer.json())["urls"]
+
+
+def test_a_worker_is_added_serves_and_is_removed():
+    async def test():
+        async with (
+            StandIn() as first,
+            StandIn() as second,
+            gateway([first], worker_api=API) as (_, client),
+        ):
+            url = second.url
+            assert await listed(client) == [first.url]
+            added = await call(client, "POST", "/add_worker", url=url + "/")
+            assert added == (200, f"Successfully added worker: {url}")
+            assert await listed(client) == [first.url, url]
+            for _ in range(2):
+                assert (await chat(client))[0] == 200
+            assert len(second.requests) == 1
+            removed = await call(client, "POST", "/remove_worker", url=url)
+            assert removed == (200, f"Successfully removed worker: {url}")
+            assert await listed(client) == [first.url]
+            assert (await call(client, "POST", "/remove_worker", url=url))[0] == 200
+
+    run(test())
+
+
+def test_what_cannot_be_added_is_said_and_changes_nothing():
+    async def test():
+        async with StandIn() as engine, gateway([engine], worker_api=API) as (_, client):
+            for query in ({}, {"url": engine.url}, {"url": "10.0.0.1:8000"}, {"url": "ftp://x"}):
+                status, text = await call(client, "POST", "/add_worker", **query)
+                assert status == 400 and error_of(text)
+            assert await listed(client) == [engine.url]
+
+    run(test())
+
+
+def test_the_ranks_of_an_engine_are_listed_one_by_one():
+    async def test():
+        async with (
+            StandIn() as engine,
+            gateway([engine], instance={"ranks": 2}, worker_api=API) as (_, client),
+        ):
+            assert await listed(client) == [f"{engine.url}@0", f"{engine.url}@1"]
+            assert (await call(client, "POST", "/remove_worker", url=f"{engine.url}@1"))[0] == 200
+            assert await listed(client) == []
+
+    run(test())
+
+
+def test_a_decode_engine_is_added_by_its_role():
+    async def test():
+        async with StandIn() as engine:
+            data = {"server": {"port": 0}, "disaggregated": True, "worker_api": API}
+            async with running(data) as (front, client):
+                assert (await call(client, "POST", "/add_worker", url=engine.url))[0] == 400
+                assert (await call(client, "POST", "/add_worker", url=engine.url, role="decode"))[0] == 200
+                assert [worker.spec.role.value for worker in front.workers] == ["decode"]
+
+    run(test())
+
+
+def test_it_is_off_unless_configured_and_behind_the_clients_key(monkeypatch):
+    monkeypatch.setenv("KEYS", "sesame")
+
+    async def test():
+        async with StandIn() as engine:
+            async with gateway([engine]) as (_, client):
+                assert (await call(client, "GET", "/list_workers"))[0] == 404
+            async with gateway([engine], worker_api=API, auth={"api_keys_env": "KEYS"}) as (_, client):
+                assert (await call(client, "GET", "/list_workers"))[0] == 401
+
+    run(test())
+
+
+def test_metrics_have_a_bind_of_their_own_with_nothing_else_on_it():
+    async def test():
+        async with StandIn() as engine, gateway([engine], metrics={"port": 0}) as (front, client):
+            assert front.metrics_url != front.url
+            for path, status in (("/metrics", 200), ("/health", 200), ("/v1/models", 404)):
+                async with client.get(front.metrics_url + path) as answer:
+                    assert answer.status == status
+
+    run(test())
+
+
+def test_names_are_made_of_urls():
+    assert instance_name("http://[::1]:8000") == "::1-:8000"
+    assert instance_name("http://user:secret@host:1/engines/a/") == "host:1-engines-a"
