@@ -7,7 +7,7 @@ TRACE  ?=
 PORT   ?= 8080
 POLICY ?= staggered
 
-.PHONY: help setup demo serve demo-live test lint types layers unit bench clean
+.PHONY: help setup demo serve demo-live test lint types layers unit sockets bench clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
@@ -29,7 +29,7 @@ serve: setup     ## the gateway before an embedded DeepSeek-V3 P/D cluster, with
 demo-live: setup ## a trace over HTTP: staggered and round robin in turn, next to the simulator; out/live.png (TRACE=FILE)
 	$(BIN)/python -m benchmarks.live --out $(OUT) $(if $(TRACE),--trace $(TRACE))
 
-test: lint types layers unit    ## all that CI runs: lint, types, layers, tests
+test: lint types layers unit sockets    ## all that CI runs: lint, types, layers, tests
 
 lint: setup      ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -41,8 +41,14 @@ types: setup     ## mypy --strict
 layers: setup    ## import-linter: the core is pure, layers point downwards
 	$(BIN)/lint-imports
 
-unit: setup      ## the tests
-	$(BIN)/pytest -n auto
+SOCKETS := tests/wire tests/emulator tests/gateway tests/e2e
+
+unit: setup      ## the fast tests: no network, no clock
+	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%)
+
+# One by one, and what fails once more: real sockets and a real browser share the machine with others.
+sockets: setup   ## the tests with real sockets and headless Chromium (skipped where it is not installed)
+	$(BIN)/pytest $(SOCKETS) || $(BIN)/pytest --last-failed $(SOCKETS)
 
 bench: setup     ## speed: simulated steps/s, decision and plan times
 	$(BIN)/python -m benchmarks

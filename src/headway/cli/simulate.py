@@ -394,8 +394,8 @@ _DEMO: list[tuple[str, dict[str, Any]]] = [
             "policies": ["round-robin"],
             "batch": [
                 "fair",
-                "fair:anchor=first-token",
                 "triage",
+                "fair:anchor=first-token",
                 "stall-free:token_budget=512",
                 "stall-free:token_budget=2048",
                 "vllm-v1",

@@ -411,3 +411,10 @@ def test_a_restart_without_a_goodbye_is_a_new_and_idle_instance():
     assert dispatches(host)[-1] == (11.0, "r2", "prefill-0", 0)
     host.run([(11.0, Failed("r1", "restarted", True)), ended(12.0, 1, 2, epoch=1)])
     assert dispatches(host)[-1] == (12.0, "r1", "prefill-0", 0)
+
+
+def test_rule_3_a_snapshot_nobody_asked_for_does_not_move_the_end_of_the_pass() -> None:
+    host = staggered(chunk=1000, lead=0.1)
+    in_mid_pass = snapshot("prefill-0", 2, acknowledged=1, busy=True, queued_tokens=(1800,))
+    host.run([came("long", 2.0, prompt=1800), came("r2", 2.5), (2.6, in_mid_pass)], until=3.0)
+    assert when(host)["r2"] == pytest.approx(2.9)

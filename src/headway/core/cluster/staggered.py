@@ -162,7 +162,11 @@ class Staggered(PoolPolicy):
         if load.suspect:
             load.suspect = False
             self.ledger.refresh()
-        self._after_report(event.instance, now)
+        clock = self._clocks[event.instance]
+        if event.busy and clock.ends_s is not None and not clock.polled:
+            self._place(now)  # nobody asked, and the pass goes on: what is believed of its end still holds
+        else:
+            self._after_report(event.instance, now)
 
     def _learn(self, event: PassEnded) -> None:
         """Pass time from its fullest rank and the sum over ranks: the local and the shared part of a pass."""
@@ -284,7 +288,8 @@ class Staggered(PoolPolicy):
 
     def held(self) -> list[Held]:
         """See `ClusterPolicy.held`. What keeps one request keeps them all."""
-        return [Held(w.request.id, w.since_s, self._why) for w in self.buffer.values()]
+        why = self._why if self.ledger.active else "no instance is up"
+        return [Held(w.request.id, w.since_s, why) for w in self.buffer.values()]
 
     # Where.
 

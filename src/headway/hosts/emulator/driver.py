@@ -215,6 +215,8 @@ class Driver:
                 wanted.clear()
                 await wanted.wait()
                 due_s = -math.inf  # idle: nothing to catch up with
+                # HTTP spreads a batch over milliseconds; an engine's loop takes as long to come round to it.
+                await self._clock.until(self._clock.now() + self.instance.pool.host_gap_s)
             await self._unhung.wait()
             now = self._clock.now()
             group.started_s = due_s if now - due_s <= CATCH_UP_S * self._clock.speed else now
