@@ -153,7 +153,7 @@ def test_the_command_finds_policies_in_the_working_directory(tmp_path: Path):
         "    def _choose(self, request, ranks):\n"
         "        return ranks[0]\n"
     )
-    arguments = ["compare", *SMALL, "--policies", "mine:First", "--load", "0.3"]
+    arguments = ["compare", "--batch", "vllm-v1", *SMALL, "--policies", "mine:First", "--load", "0.3"]
     code = "from headway.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -41,7 +41,9 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except HeadwayError as error:
-            stderr().print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            stderr().print(
+                f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False, emoji=False
+            )
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
         except KeyboardInterrupt:
             stderr().print("interrupted")
@@ -91,7 +93,7 @@ def stdout() -> Console:
 
 def stderr() -> Console:
     """Return the console for errors and progress."""
-    return Console(stderr=True)
+    return Console(stderr=True, emoji=False)
 
 
 def plain_table(title: str, *heads: str) -> Table:

@@ -5,6 +5,7 @@ shows progress and prints what came back.
 """
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +52,13 @@ Policies = Annotated[
     ),
 ]
 Batch = Annotated[
-    str, option("Batch policies of the engines, each run with every policy.", _POLICY, metavar="A,B,…")
+    str | None,
+    option(
+        "Batch policies of the engines, each run with every policy "
+        "[dim](default: what suits the cluster; on one engine, those to compare)[/].",
+        _POLICY,
+        metavar="A,B,…",
+    ),
 ]
 Arrivals = Annotated[
     str | None,
@@ -109,7 +116,7 @@ def compare(
     workload: WorkloadName = None,
     cluster: Cluster = "dsv3-h200-pd",
     policies: Policies = None,
-    batch: Batch = "vllm-v1",
+    batch: Batch = None,
     load: Annotated[
         str | None,
         option("Fractions of nominal capacity [dim](default: 0.2,0.4,0.6,0.8,1)[/].", _LOAD, metavar="X,Y,…"),
@@ -157,7 +164,7 @@ def compare(
             workload=workload,
             cluster=cluster,
             policies=_names(policies),
-            batch=_names(batch) or (),
+            batch=_names(batch),
             load=_numbers("--load", load),
             rps=_numbers("--rps", rps),
             arrivals=arrivals,
@@ -186,7 +193,7 @@ def capacity(
     workload: WorkloadName = None,
     cluster: Cluster = "llama8b-h100",
     policies: Policies = None,
-    batch: Batch = "vllm-v1",
+    batch: Batch = None,
     attainment: Attainment = 0.99,
     metric: Metric = "slo",
     tolerance: Annotated[
@@ -209,7 +216,7 @@ def capacity(
     [bold]Examples[/]
 
     FairBatching and triage against Sarathi on one dense engine:
-    [cyan]headway capacity --batch fair,triage,stall-free:token_budget=512 --requests 2000[/]
+    [cyan]headway capacity --cluster llama8b-h100 --requests 2000[/]
 
     Routing over four engines, nine requests in ten:
     [cyan]headway capacity --cluster llama8b-h100-x4 --policies pab,round-robin --attainment 0.9[/]
@@ -223,7 +230,7 @@ def capacity(
             workload=workload,
             cluster=cluster,
             policies=_names(policies),
-            batch=_names(batch) or (),
+            batch=_names(batch),
             attainment=attainment,
             metric=metric,  # type: ignore[arg-type]  # checked by capacity itself
             tolerance=tolerance,
@@ -435,6 +442,8 @@ def _check_writable(*files: Path | None) -> None:
             raise ConfigError(f"{file}: there is no directory {str(file.parent)!r}")
         if file is not None and file.is_dir():
             raise ConfigError(f"{file} is a directory")
+        if file is not None and not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise ConfigError(f"{file}: no permission to write")
 
 
 def _make_directory(path: Path) -> None:

@@ -17,6 +17,7 @@ import csv
 import gzip
 import io
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -84,16 +85,21 @@ def read_steps(path: Path, where: Mapping[str, str] | None = None) -> list[Step]
     is a decode. `where` keeps the rows whose columns contain the given texts. Raises ConfigError naming file,
     row and column.
     """
-    with _open(path) as file:
-        rows = csv.DictReader(file)
-        header = [name.strip() for name in rows.fieldnames or []]
-        _check_header(path, header, where or {})
-        kept = ((number, row) for number, row in enumerate(rows, start=2) if _matches(row, where or {}))
-        steps = [_step(f"{path}: row {number}", row) for number, row in kept]
+    try:
+        with _open(path) as file:
+            steps = _read(path, csv.DictReader(file), where or {})
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
+        raise ConfigError(f"{path}: cannot be read as CSV: {error}") from None
     if len(steps) < _LEAST_STEPS:
         chosen = f" with {', '.join(f'{k}={v}' for k, v in where.items())}" if where else ""
         raise ConfigError(f"{path}: a fit needs at least {_LEAST_STEPS} steps, found {len(steps)}{chosen}")
     return steps
+
+
+def _read(path: Path, rows: "csv.DictReader[str]", where: Mapping[str, str]) -> list[Step]:
+    _check_header(path, [name.strip() for name in rows.fieldnames or []], where)
+    kept = ((number, row) for number, row in enumerate(rows, start=2) if _matches(row, where))
+    return [_step(f"{path}: row {number}", row) for number, row in kept]
 
 
 def fit_linear(steps: Sequence[Step]) -> DenseCosts:

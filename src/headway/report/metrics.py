@@ -117,13 +117,14 @@ def summarise(
 
     Latencies are over completed requests; a TPOT needs two output tokens. Attainments are shares of *all*
     requests: one that was rejected or lost has missed its targets. `goodput_rps` counts requests that met
-    both targets, from the first arrival to the last finish. `missed_ttft_s` is the TTFT of those that
-    completed but missed their TTFT target: how long relegated requests had to wait.
+    both targets per second of the time in which requests came; throughput is to the last finish.
+    `missed_ttft_s` is the TTFT of those that completed but missed their TTFT target: how long relegated
+    requests had to wait.
     """
     done = [o for o in outcomes if o.finished_s is not None]
     refused = [o for o in outcomes if o.finished_s is None and o.rejected is not None]
     met = sum(map(meets_slo, done))
-    span_s = _span_s(outcomes, done)
+    span_s, arrivals_s = _span_s(outcomes, done), _arrival_span_s(outcomes, done)
     return Run(
         policy=policy,
         batch=batch,
@@ -139,7 +140,7 @@ def summarise(
         e2e_s=_spread([_e2e_s(o) for o in done]),
         slo_attainment=met / len(outcomes) if outcomes else 0.0,
         envelope_attainment=sum(map(_meets_envelope, done)) / len(outcomes) if outcomes else 0.0,
-        goodput_rps=met / span_s if span_s else 0.0,
+        goodput_rps=met / arrivals_s if arrivals_s else 0.0,
         throughput_tokens_s=sum(o.output_tokens for o in done) / span_s if span_s else 0.0,
         chunk_utilisation=chunk_utilisation,
         bubble=bubble,
@@ -183,6 +184,13 @@ def _tpot_s(outcome: Outcome) -> float:
 def _e2e_s(outcome: Outcome) -> float:
     assert outcome.finished_s is not None
     return outcome.finished_s - outcome.arrival_s
+
+
+def _arrival_span_s(outcomes: Sequence[Outcome], done: Sequence[Outcome]) -> float:
+    """The time in which the requests came; of a burst, the time in which they were done."""
+    arrivals_s = [o.arrival_s for o in outcomes]
+    span_s = max(arrivals_s) - min(arrivals_s) if arrivals_s else 0.0
+    return span_s or _span_s(outcomes, done)
 
 
 def _span_s(outcomes: Sequence[Outcome], done: Sequence[Outcome]) -> float:

@@ -144,10 +144,15 @@ def _change(cell: Cell, baseline: Cell) -> str:
     if (cell.policy, cell.batch) == (baseline.policy, baseline.batch):
         return "best"
     change = _against(cell, baseline)
-    if math.isnan(change.mean):
+    if math.isnan(change.mean) or _refuses_more(cell, baseline):
         return NOTHING
     width = "" if change.half_width is None else f" ±{100 * change.half_width:.0f}"
     return f"{_signed(change.mean)}{width}"
+
+
+def _refuses_more(cell: Cell, other: Cell) -> bool:
+    """Whether it refuses over 1% more requests: the mean of the rest then says little against the other's."""
+    return cell.mean("rejected") > other.mean("rejected") + 0.01 * cell.mean("requests")
 
 
 def _against(cell: Cell, baseline: Cell) -> Estimate:
@@ -236,7 +241,7 @@ def _rival(comparison: Comparison, cell: Cell) -> Cell | None:
         if other.rps == cell.rps
         and is_baseline(other.policy, other.batch)
         and not other.mean("tpot_s.p99") > tpot_s
-        and not cell.mean("rejected") > other.mean("rejected") + 0.01 * cell.mean("requests")
+        and not _refuses_more(cell, other)
         and not math.isnan(other.mean("ttft_s.mean"))
     ]
     return min(rivals, key=lambda other: other.mean("ttft_s.mean"), default=None)

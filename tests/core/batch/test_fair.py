@@ -153,3 +153,14 @@ class TestAdmissionBudget:
 
     def test_a_full_queue_leaves_nothing(self):
         assert make().admission_budget(FakeView(waiting=[prompt(60_000)]), now=0.0) == 0
+
+
+def test_rule_7_decodes_that_use_up_every_budget_do_not_starve_the_prompts():
+    """One TPOT is 4 ms and a step at least 5 ms: there is never time left for a prompt."""
+    long = prompt(8000, at=0.0)
+    busy = [decode(at=0.0, generated=1, tpot_s=0.004)]
+    policy = make()
+    plans = [policy.plan(FakeView(waiting=[long], decodes=busy), now=5.0 + step / 100) for step in range(18)]
+    served = [step for step, plan in enumerate(plans) if plan.prefills]
+    assert served == [8, 17]
+    assert chunks(plans[8]) == [(long, 512)]

@@ -268,3 +268,23 @@ def test_each_pool_is_woken_at_its_own_time():
     )
     host.run([(3.0, arrived("r2", at=3.0))], until=60.0)
     assert rejects(host) == [(5.5, "r1", "held-too-long"), (13.0, "r2", "held-too-long")]
+
+
+def test_a_prompt_that_came_while_nothing_was_up_is_refused_when_it_fits_nowhere():
+    host = host_of("least-tokens")
+    host.run(
+        [(0.0, arrived("big", at=0.0, prompt=5000)), (1.0, up("engine-0", ranks=1, chunk=512, kv_blocks=100))]
+    )
+    assert rejects(host) == [(1.0, "big", "prompt-too-long")]
+
+
+def test_what_instances_could_hold_is_remembered_while_they_are_down():
+    host = host_of("least-tokens")
+    host.run(
+        [
+            (0.0, up("engine-0", ranks=1, chunk=512, kv_blocks=100)),
+            (1.0, InstanceDown("engine-0")),
+            (2.0, arrived("big", at=2.0, prompt=5000)),
+        ]
+    )
+    assert rejects(host) == [(2.0, "big", "prompt-too-long")]

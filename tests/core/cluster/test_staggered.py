@@ -8,6 +8,7 @@ from headway.core.events import (
     Arrived,
     Cancelled,
     Failed,
+    Finished,
     InstanceDown,
     InstanceDraining,
     PassStarted,
@@ -224,11 +225,11 @@ def test_rule_6_a_backlog_of_a_pass_fills_every_instance_one_pass_deep_and_no_mo
     assert [h.request_id for h in host.policy.held()] == ["r4", "r5"]
 
 
-def test_rule_6_a_cancelled_prompt_leaves_no_more_room_than_a_chunk():
-    host = staggered(saturation_passes=2.0)
-    host.run([came("r1", 10.0, 800), (10.1, Cancelled("r1"))])
-    host.run([came(f"n{n}", 10.2 + n / 100, 500) for n in range(4)])
-    assert order(host) == ["r1", "n0", "n1"]
+@pytest.mark.parametrize("end", [Cancelled("r1"), Failed("r1", "gone", False), Finished("r1", 1)])
+def test_rule_1_an_instance_that_lost_its_last_prompt_is_idle_though_no_report_says_so(end):
+    host = staggered()
+    host.run([came("r1", 10.0, 800), (10.1, end), came("r2", 10.2)], until=10.3)
+    assert when(host) == {"r1": 10.0, "r2": 10.2}
 
 
 # Rule 7: watchdog.

@@ -16,7 +16,9 @@ SMALL = {"cluster": "llama8b-h100", "requests": 40, "workers": 1}
 
 
 def small(**options):
-    return headway.compare(**{**SMALL, "policies": ["round-robin"], "load": [0.5], **options})
+    return headway.compare(
+        **{**SMALL, "policies": ["round-robin"], "batch": ["vllm-v1"], "load": [0.5], **options}
+    )
 
 
 def test_every_combination_is_one_run_in_a_fixed_order():
@@ -94,7 +96,7 @@ def test_a_script_needs_no_main_guard(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(
         "import headway\n"
-        "small = dict(cluster='llama8b-h100', requests=20, policies=['round-robin'])\n"
+        "small = dict(cluster='llama8b-h100', requests=20, policies=['round-robin'], batch=['vllm-v1'])\n"
         "r = headway.compare(**small, load=[.3, .5], workers=2)\n"
         "print(len(r.runs))\n"
     )
@@ -155,3 +157,11 @@ def test_the_public_names_are_importable():
         assert getattr(headway, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'compair'"):
         headway.compair  # noqa: B018
+
+
+def test_a_trace_whose_first_rows_come_at_once_is_compared(tmp_path):
+    trace = tmp_path / "steps.csv"
+    rows = [f"{t}.0,200,5" for t in (0, 0, 0, 3, 3, 6)]
+    trace.write_text("timestamp,input_tokens,output_tokens\n" + "\n".join(rows) + "\n")
+    result = headway.compare(trace=trace, policies=["least-tokens"], load=[0.1], workers=1)
+    assert result.runs[0].completed == 6

@@ -1,5 +1,4 @@
-"""FairBatching (arXiv 2510.14392): every token has a deadline, and a step lasts as long as the tightest one
-allows.
+"""FairBatching (arXiv 2510.14392): every token has a deadline; the tightest one bounds the step.
 
 Rule 1. [P] Output token j is due at `arrival + ttft + j·tpot`. The line does not move: a token delivered
    early banks slack, a late one can be made good. [+] With `anchor=first-token` the line starts at the
@@ -17,6 +16,8 @@ Rule 5. [R] The token cap keeps a token for each decode with slack while decodes
 Rule 6. [+] Step times are learned from nothing (`StepTime`). Until the regime at hand was seen often
    enough, steps are stall-free with `learning_tokens` of prompt; afterwards no step beside decodes has more
    than twice the new tokens of the largest one measured, for what lies beyond was never seen.
+Rule 7. [+] Where decodes alone use up every budget, as when a step lasts about a TPOT target, each ninth step
+   has `learning_tokens` of prompt all the same: prompts must not starve.
 """
 
 from collections.abc import Collection, Iterator
@@ -44,6 +45,8 @@ __all__ = ["Fair", "FairSettings"]
 #: Waiting prompts that are put in order of deadline; beyond, first come first. Bounds the cost of a step
 #: however long the queue is: many times what one step can take.
 _LOOKAHEAD = 256
+#: Steps without time for a prompt after which one is served all the same (rule 7).
+_DRY_STEPS = 8
 _EVERY_DECODE = Plan()
 
 
@@ -84,6 +87,7 @@ class Fair(BatchPolicy):
         super().__init__(settings, rng)
         self.step_time = StepTime(settings.forgetting, settings.margin_quantile)
         self._largest_tokens = 0
+        self._dry_steps = 0  # in a row that had no time for the prompts that wait
         self._ttft_s = Slo().ttft_s
 
     def plan(self, view: BatchView, now: float) -> Plan:
@@ -183,9 +187,14 @@ class Fair(BatchPolicy):
         fixed_s = costs.predict(urgent, view.decode_context_tokens - relaxed_context)
         time = _TimeLeft(costs, budget_s / self.step_time.margin("mixed") - fixed_s)
         prefills: list[tuple[EngineRequest, int]] = []
+        order = self._order(view, now, fixed_s, max(time.left_s, 0.0))
         if time.left_s > 0.0:
-            order = self._order(view, now, fixed_s, time.left_s)
             prefills = fill(view, self._prompt_tokens(view, urgent), order, allow=time.allow)
+        elif self._dry_steps >= _DRY_STEPS:
+            prefills = fill(
+                view, min(self._prompt_tokens(view, urgent), self.settings.learning_tokens), order
+            )
+        self._dry_steps = 0 if prefills else self._dry_steps + 1
         left_tokens = view.token_cap - urgent - sum(chunk for _, chunk in prefills)
         return Plan(prefills, _sit_out(relaxed, relaxed_context, costs, time.left_s, left_tokens))
 

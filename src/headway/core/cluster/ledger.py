@@ -218,8 +218,9 @@ class Ledger:
         self.ranks = [rank for load in self.active for rank in load.ranks]
         self.chunk_room_tokens = sum(load.info.ranks * load.info.chunk_tokens for load in self.active)
         sizes = [(load.info.kv_blocks, load.info.block_tokens) for load in self.instances.values()]
-        unknown = not sizes or any(blocks is None for blocks, _ in sizes)
-        self._largest_tokens = None if unknown else max((b or 0) * tokens for b, tokens in sizes)
+        if sizes:  # else they will be back, as large as they were
+            unknown = any(blocks is None for blocks, _ in sizes)
+            self._largest_tokens = None if unknown else max((b or 0) * tokens for b, tokens in sizes)
 
     def is_news(self, event: PassStarted | PassEnded | Snapshot) -> bool:
         """Whether it is of a known rank, and later than all that was reported of it."""

@@ -136,6 +136,8 @@ class PoolPolicy(ClusterPolicy):
 
     def _instance_up(self, event: InstanceUp, now: float) -> None:
         self.ledger.up(event)
+        for waiting in [w for w in self.buffer.values() if not self.ledger.fits(w.request)]:
+            self._reject_for_good(waiting)  # it came before anything was known
         self._place(now)
 
     def _instance_draining(self, event: InstanceDraining, now: float) -> None:
@@ -163,6 +165,10 @@ class PoolPolicy(ClusterPolicy):
     def _reject(self, waiting: Waiting, why: str, now: float) -> None:
         self.buffer.remove(waiting.request.id)
         self._actions.append(Reject(waiting.request.id, why, self._retry_after_s(now)))
+
+    def _reject_for_good(self, waiting: Waiting) -> None:
+        self.buffer.remove(waiting.request.id)
+        self._actions.append(Reject(waiting.request.id, "prompt-too-long"))
 
     def _retry_after_s(self, now: float) -> float:
         """Guess when a place may be free: as long as the oldest held request has waited, at least a

@@ -40,6 +40,9 @@ from headway.core.estimate.pass_time import PassTime
 from headway.core.estimate.prefix_index import PrefixIndex
 from headway.core.estimate.step_time import StepTime
 from headway.core.events import (
+    Cancelled,
+    Failed,
+    Finished,
     InstanceDown,
     InstanceUp,
     PassEnded,
@@ -181,10 +184,42 @@ class Staggered(PoolPolicy):
         if any(load.queued()):
             self._begin_pass(load, now, now)
         else:
-            clock.ends_s, clock.running, clock.silent_s = None, [0] * load.info.ranks, math.inf
-            self._set_slot(clock)
-            self._silent_s = None
+            self._idle(clock, load)
         self._place(now)
+
+    def _idle(self, clock: PassClock, load: InstanceLoad) -> None:
+        """Believe that nothing runs or waits there."""
+        clock.ends_s, clock.running, clock.silent_s = None, [0] * load.info.ranks, math.inf
+        self._set_slot(clock)
+        self._silent_s = None
+
+    def _cancelled(self, event: Cancelled, now: float) -> None:
+        instance = self._instance_of(event.request_id)
+        super()._cancelled(event, now)
+        self._freed(instance, now)
+
+    def _finished(self, event: Finished, now: float) -> None:
+        instance = self._instance_of(event.request_id)
+        super()._finished(event, now)
+        self._freed(instance, now)
+
+    def _failed(self, event: Failed, now: float) -> None:
+        instance = self._instance_of(event.request_id)
+        super()._failed(event, now)
+        self._freed(instance, now)
+
+    def _instance_of(self, request_id: str) -> InstanceLoad | None:
+        placement = self.ledger.placements.get(request_id)
+        return placement.rank.instance if placement is not None else None
+
+    def _freed(self, load: InstanceLoad | None, now: float) -> None:
+        """Open the slot of an instance that lost the last of its prompts: no report may come to say so."""
+        if load is None or self.ledger.instances.get(load.info.instance) is not load:
+            return  # it was never placed, or its instance is gone or new
+        clock = self._clocks[load.info.instance]
+        if clock.ends_s is not None and not any(load.queued()):
+            self._idle(clock, load)
+            self._place(now)
 
     def _begin_pass(self, load: InstanceLoad, starts_s: float, now: float) -> None:
         """Believe that a pass over what is queued begins at `starts_s`, and set the watchdog by it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from headway.core.errors import ConfigError
-from headway.hosts.sim.compare import DEFAULT_BATCH, command_line, default_policies
+from headway.hosts.sim.compare import command_line, default_batch, default_policies
 from headway.hosts.sim.sweep import Progress, Setup, Task, check_policies, prepare, run_tasks
 from headway.model.cluster import ClusterSpec
 from headway.report.confidence import estimate
@@ -32,7 +32,7 @@ def capacity(
     workload: str | None = None,
     cluster: str | Path | ClusterSpec = "dsv3-h200-pd",
     policies: Sequence[str] | None = None,
-    batch: Sequence[str] = DEFAULT_BATCH,
+    batch: Sequence[str] | None = None,
     attainment: float = 0.99,
     metric: Metric = "slo",
     tolerance: float = 0.02,
@@ -64,6 +64,7 @@ def capacity(
         slo_tpot_s=slo_tpot_s,
     )
     policies = list(policies) if policies is not None else default_policies(setup.cluster)
+    batch = list(batch) if batch is not None else default_batch(setup.cluster)
     check_policies(setup.cluster, policies, batch)
     seed_list = list(range(seed, seed + seeds))
     pairs = [(p, b) for p in policies for b in batch]

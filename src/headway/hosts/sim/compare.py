@@ -16,11 +16,9 @@ from headway.model.cluster import ClusterSpec
 from headway.report.metrics import Distribution, PassRecord, Run, distribution
 from headway.report.results import Comparison, Provenance
 
-__all__ = ["DEFAULT_LOADS", "Comparison", "Provenance", "Run", "compare", "default_policies"]
+__all__ = ["DEFAULT_LOADS", "Comparison", "Provenance", "Run", "compare", "default_batch", "default_policies"]
 
 DEFAULT_LOADS = (0.2, 0.4, 0.6, 0.8, 1.0)
-DEFAULT_BATCH = ("vllm-v1",)
-
 #: The load whose passes are drawn: busy enough that bubbles matter, not yet a queue without end.
 _TIMELINE_LOAD = 0.75
 #: Where in the run the drawn stretch begins, how many passes it should show, and how long it may be.
@@ -35,7 +33,18 @@ def default_policies(cluster: ClusterSpec) -> list[str]:
     """What is compared when nothing is named: ours against the strongest and the plainest baselines."""
     if cluster.disaggregated:
         return ["staggered", "triage", "least-tokens", "round-robin"]
+    if sum(pool.instances * pool.ranks for pool in cluster.pools) == 1:
+        return ["least-tokens"]  # there is but one place to send a request to
     return ["pab", "least-tokens", "round-robin"]
+
+
+def default_batch(cluster: ClusterSpec) -> list[str]:
+    """What runs in the engines when nothing is named: on a single engine, what is to be compared."""
+    if cluster.disaggregated:
+        return ["vllm-v1"]
+    if default_policies(cluster) == ["least-tokens"]:
+        return ["vllm-v1", "stall-free:token_budget=2048", "fair:anchor=first-token", "triage"]
+    return ["fair:anchor=first-token"]  # which tells its admission budget, as `pab` needs
 
 
 def compare(
@@ -44,7 +53,7 @@ def compare(
     workload: str | None = None,
     cluster: str | Path | ClusterSpec = "dsv3-h200-pd",
     policies: Sequence[str] | None = None,
-    batch: Sequence[str] = DEFAULT_BATCH,
+    batch: Sequence[str] | None = None,
     load: Sequence[float] | None = None,
     rps: Sequence[float] | None = None,
     arrivals: str | None = None,
@@ -75,6 +84,7 @@ def compare(
         slo_tpot_s=slo_tpot_s,
     )
     policies = list(policies) if policies is not None else default_policies(setup.cluster)
+    batch = list(batch) if batch is not None else default_batch(setup.cluster)
     check_policies(setup.cluster, policies, batch)
     rates = _rates(setup, load, rps)
     seed_list = _seeds(seed, seeds)

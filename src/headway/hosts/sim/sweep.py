@@ -139,7 +139,7 @@ def prepare(
     changes = {"ttft_s": slo_ttft_s, "tpot_s": slo_tpot_s}
     slo = replace(spec.slo, **{name: value for name, value in changes.items() if value is not None})
     arrivals = arrivals or ("recorded" if trace is not None else "poisson")
-    make_items(source, rps=1.0, arrivals=arrivals, requests=2, seed=0)  # speak up now, not in a worker
+    make_items(source, rps=1.0, arrivals=arrivals, requests=requests, seed=0)  # speak up now, not in a worker
     return Setup(spec, source, arrivals, requests, slo)
 
 
