@@ -234,7 +234,7 @@ def headlines(comparison: Comparison) -> list[str]:
 
 def _rival(comparison: Comparison, cell: Cell) -> Cell | None:
     """The baseline with the lowest mean TTFT at equal terms; None when `cell` itself refuses more than it."""
-    tpot_s = max(comparison.provenance.slo_tpot_s, 1.05 * cell.mean("tpot_s.p99"))
+    tpot_s = 1.1 * max(comparison.provenance.slo_tpot_s, cell.mean("tpot_s.p99"))
     rivals = [
         other
         for other in comparison.cells()
