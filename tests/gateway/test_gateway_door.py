@@ -141,12 +141,16 @@ def test_slow_headers_slow_bodies_and_what_is_no_http():
             )
             body = await raw(front, head + b"Connection: close\r\nContent-Length: 50\r\n\r\n{")
             assert body.startswith(b"HTTP/1.1 408") and error_of(body.split(b"\r\n\r\n")[1]) == "body_timeout"
-            for nonsense in (
-                b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
-                head + b"X: " + b"y" * 20_000 + b"\r\n\r\n",
+            for nonsense, status, code in (
+                (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"400", "bad_http"),
+                (head + b"X: " + b"y" * 20_000 + b"\r\n\r\n", b"431", "headers_too_large"),
+                (head + b"X: y\r\n" * 101 + b"\r\n", b"431", "headers_too_large"),
+                (head + b"".join(b"X: %4000d\r\n" % n for n in range(20)), b"431", "headers_too_large"),
+                (b"GET /" + b"x" * 70_000, b"431", "headers_too_large"),
+                (b"CONNECT elsewhere:443 HTTP/1.1\r\n\r\n", b"400", "bad_http"),
             ):
                 answer = await raw(front, nonsense)
-                assert answer.split()[1] == b"400" and error_of(answer.split(b"\r\n\r\n")[1]) == "bad_http"
+                assert answer.split()[1] == status and error_of(answer.split(b"\r\n\r\n")[1]) == code
             assert not engine.requests
 
     run(check())
@@ -165,8 +169,8 @@ def test_a_connection_kept_alive_is_not_taken_for_slow_headers():
             engine.go.set()
             assert (await task)[0] == 200
             await asyncio.wait([asyncio.create_task(asyncio.Event().wait())], timeout=0.1)
-            connections = front._runners[0].server.connections
-            assert len(connections) == 1 and not connections[0].transport.is_closing()
+            connections = list(front._listeners[0].connections)
+            assert len(connections) == 1 and not connections[0].lost
             assert (await chat(client))[0] == 200
 
     run(check())

@@ -203,7 +203,7 @@ def test_both_sides_are_without_nagles_delay():
             answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
             await answer.content.readany()
             to_engines = [connection._transport for connection in front._transport.connections]
-            to_clients = [c.transport for c in front._runners[0].server.connections]
+            to_clients = [c._transport for c in front._listeners[0].connections]
             assert to_engines and to_clients
             for transport in to_engines + to_clients:
                 sock = transport.get_extra_info("socket")

@@ -17,10 +17,10 @@ class Keys:
         self._open = text is None
 
     def check(self, headers: Mapping[str, str]) -> None:
-        """Raise Refusal (401) unless a valid bearer key is there."""
+        """Raise Refusal (401) unless a valid bearer key is there. Names of headers are in lower case."""
         if self._open:
             return
-        scheme, _, given = headers.get("Authorization", "").partition(" ")
+        scheme, _, given = headers.get("authorization", "").partition(" ")
         key = given.strip().encode(errors="replace")
         # Compare with every key, so that the time does not tell which was near.
         matches = [hmac.compare_digest(key, known) for known in self._keys]

@@ -12,7 +12,6 @@ GET    /  /admin/live            the page, and what it lives on (`page.py`)
 from urllib.parse import unquote
 
 import orjson
-from aiohttp import web
 
 from headway.core.errors import ConfigError
 from headway.hosts.gateway.access import Keys
@@ -20,7 +19,8 @@ from headway.hosts.gateway.config import parse_instance
 from headway.hosts.gateway.driver import Driver
 from headway.hosts.gateway.errors import Refusal, bad_request
 from headway.hosts.gateway.metrics import Metrics
-from headway.hosts.gateway.server import Route, json_answer
+from headway.hosts.gateway.protocol import HttpRequest, HttpResponse, Routes, refused
+from headway.hosts.gateway.server import json_answer
 from headway.hosts.gateway.worker import Worker
 from headway.hosts.gateway.workers import Workers
 
@@ -52,19 +52,19 @@ class AdminSide:
     """Handles the operators' requests. `routes` may be added to, and `open_routes`, which need no token."""
 
     def __init__(self, workers: Workers, driver: Driver, metrics: Metrics, keys: Keys) -> None:
-        self.routes: dict[tuple[str, str], Route] = {
+        self.routes: Routes = {
             ("GET", "/workers"): self._list,
             ("POST", "/workers"): self._add,
             ("GET", "/held"): self._held,
             ("GET", "/metrics"): self._metrics,
         }
-        self.open_routes: dict[tuple[str, str], Route] = {}
+        self.open_routes: Routes = {}
         self._workers = workers
         self._driver = driver
         self._counts = metrics
         self._keys = keys
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def __call__(self, request: HttpRequest) -> HttpResponse | None:
         """Answer a request."""
         if (request.method, request.path) == ("GET", "/health"):
             return json_answer({"status": "ok"})
@@ -76,11 +76,11 @@ class AdminSide:
             return await self._route(request)
         except ConfigError as error:
             refusal = bad_request(str(error), code="bad_worker")
-        except Refusal as refused:
-            refusal = refused
-        return web.Response(status=refusal.status, body=refusal.body(), headers=refusal.headers())
+        except Refusal as no:
+            refusal = no
+        return refused(refusal)
 
-    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _route(self, request: HttpRequest) -> HttpResponse | None:
         route = self.routes.get((request.method, request.path))
         if route is not None:
             return await route(request)
@@ -99,10 +99,10 @@ class AdminSide:
             raise Refusal(404, "unknown_worker", f"There is no worker {name[:100]!r}.")
         return name
 
-    async def _list(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _list(self, request: HttpRequest) -> HttpResponse | None:
         return json_answer([describe(worker) for worker in self._workers])
 
-    async def _add(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _add(self, request: HttpRequest) -> HttpResponse | None:
         try:
             data = orjson.loads(await request.read())
         except orjson.JSONDecodeError as error:
@@ -112,7 +112,7 @@ class AdminSide:
         worker = await self._workers.add(parse_instance(data, where="worker"))
         return json_answer(describe(worker), 201)
 
-    async def _remove(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
+    async def _remove(self, request: HttpRequest, name: str) -> HttpResponse | None:
         text = request.query.get("timeout_s", str(DRAIN_S))
         try:
             timeout_s = float(text)
@@ -124,9 +124,9 @@ class AdminSide:
         self._counts.forget(name)
         return json_answer({"removed": name})
 
-    async def _held(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _held(self, request: HttpRequest) -> HttpResponse | None:
         held = self._driver.held()
         return json_answer([{"id": h.request_id, "since_s": h.since_s, "why": h.why} for h in held])
 
-    async def _metrics(self, request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=self._counts.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+    async def _metrics(self, request: HttpRequest) -> HttpResponse | None:
+        return HttpResponse(200, self._counts.text(), {"Content-Type": "text/plain; version=0.0.4"})

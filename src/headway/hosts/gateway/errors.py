@@ -4,7 +4,8 @@
 
 400 the request is wrong         401 no valid key            404 no such model or path
 408 the client was too slow      413 the body is too large   429 too much, with Retry-After
-502 the engine failed            503 no engine can serve     504 the engine was too slow
+431 the headers are too large    502 the engine failed       503 no engine can serve
+504 the engine was too slow
 """
 
 import math
@@ -22,6 +23,7 @@ _TYPES = {
     408: "timeout_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
+    431: "invalid_request_error",
     500: "internal_error",
     502: "engine_error",
     503: "unavailable_error",

@@ -13,8 +13,6 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from aiohttp import web
-
 from headway.core.cluster import ClusterPolicy, create_cluster
 from headway.core.cluster.compose import Disaggregated
 from headway.core.errors import ConfigError
@@ -25,6 +23,7 @@ from headway.hosts.gateway.config import GatewayConfig, TlsSpec
 from headway.hosts.gateway.driver import Driver, Observer
 from headway.hosts.gateway.flight import Flight
 from headway.hosts.gateway.lengths import Lengths
+from headway.hosts.gateway.listener import Listener
 from headway.hosts.gateway.live import Live
 from headway.hosts.gateway.logs import AccessLog, logging_as_json
 from headway.hosts.gateway.metrics import Metrics
@@ -32,7 +31,7 @@ from headway.hosts.gateway.observer import Observer as PageObserver
 from headway.hosts.gateway.page import Page, page_is_public
 from headway.hosts.gateway.paired import Paired
 from headway.hosts.gateway.passthrough import Passthrough
-from headway.hosts.gateway.protocol import Handler, make_server
+from headway.hosts.gateway.protocol import Handler, HttpRequest, HttpResponse
 from headway.hosts.gateway.server import PublicSide
 from headway.hosts.gateway.serving import Done, Serving
 from headway.hosts.gateway.tracing import Tracing, make_tracing
@@ -42,7 +41,6 @@ from headway.hosts.gateway.workers import Workers
 
 __all__ = ["Gateway", "create_policy", "serve"]
 
-BACKLOG = 4096
 #: How often the drain looks whether the last request is over.
 DRAIN_LOOK_S = 0.02
 
@@ -90,8 +88,7 @@ class Gateway:
         self._tls = None if config.tls is None else _tls_context(config.tls)
         self._lengths = Lengths(config.server.tokenizer)
         self._policy = create_policy(config)
-        self._runners: list[web.ServerRunner] = []
-        self._sites: list[web.TCPSite] = []
+        self._listeners: list[Listener] = []
         self.url = ""
         self.admin_url: str | None = None
         self.metrics_url: str | None = None
@@ -127,9 +124,8 @@ class Gateway:
         self.public.draining = True
         patience_s = self.config.server.drain_timeout_s if timeout_s is None else timeout_s
         deadline_s = self._loop.time() + patience_s
-        for site in self._sites[:1]:
-            await site.stop()
-        self._sites = self._sites[1:]
+        for listener in self._listeners[:1]:
+            listener.drain()
         while self.serving.buffer.in_flight and self._loop.time() < deadline_s:
             await asyncio.sleep(DRAIN_LOOK_S)
         return not self.serving.buffer.in_flight
@@ -137,9 +133,9 @@ class Gateway:
     async def stop(self) -> None:
         """End everything at once; `drain` first to be kind."""
         self._page.close()
-        for runner in self._runners:
-            await runner.cleanup()
-        self._runners, self._sites = [], []
+        for listener in self._listeners:
+            await listener.close()
+        self._listeners = []
         await self.workers.stop()
         self.driver.stop()
         await self._transport.close()
@@ -210,11 +206,11 @@ class Gateway:
     def _feed(self, event: Event) -> None:
         self.driver.feed(event)
 
-    async def _numbers(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _numbers(self, request: HttpRequest) -> HttpResponse | None:
         """Answer on the bind for metrics, where nothing else is to be had."""
         if request.path in ("/metrics", "/health"):
             return await self.public(request)
-        return web.Response(status=404)
+        return HttpResponse(404)
 
     def _done(self, flight: Flight, status: int) -> None:
         for hear in self._on_done:
@@ -223,20 +219,11 @@ class Gateway:
     async def _listen(self, handler: Handler, host: str, port: int, tls: ssl.SSLContext | None) -> str:
         """Serve on an address; return its URL."""
         limits = self.config.limits
-        server = make_server(
+        listener = Listener(
             handler, header_timeout_s=limits.header_timeout_s, most_body_bytes=limits.max_body_bytes
         )
-        runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=0.2)
-        self._runners.append(runner)
-        await runner.setup()
-        site = web.TCPSite(runner, host, port, ssl_context=tls, backlog=BACKLOG)
-        try:
-            await site.start()
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-        self._sites.append(site)
-        bound = runner.addresses[0][1]
-        return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
+        self._listeners.append(listener)
+        return await listener.listen(host, port, tls)
 
 
 def _tls_context(tls: TlsSpec) -> ssl.SSLContext:

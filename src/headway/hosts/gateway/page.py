@@ -10,13 +10,11 @@ import ipaddress
 from collections.abc import Callable
 from pathlib import Path
 
-from aiohttp import web
-
 from headway.hosts.gateway.access import Keys
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.errors import Refusal, unavailable
 from headway.hosts.gateway.live import Cursor, Live
-from headway.hosts.gateway.server import Route
+from headway.hosts.gateway.protocol import ClientSink, HttpRequest, HttpResponse, Routes, refused
 
 __all__ = ["Page", "page_is_public"]
 
@@ -61,49 +59,43 @@ class Page:
         self._bodies = {path: (files / name).read_bytes() for path, (name, _) in _FILES.items()}
         if needs_token:  # so that the page asks for it before it is refused
             self._bodies["/"] = self._bodies["/"].replace(b"<html ", b'<html data-token="needed" ', 1)
-        self.open_routes: dict[tuple[str, str], Route] = {("GET", path): self._file for path in _FILES}
-        self.routes: dict[tuple[str, str], Route] = self.open_routes | {("GET", "/admin/live"): self._stream}
+        self.open_routes: Routes = {("GET", path): self._file for path in _FILES}
+        self.routes: Routes = self.open_routes | {("GET", "/admin/live"): self._stream}
 
     def close(self) -> None:
         """End all streams."""
         self._closing.set()
 
-    async def _file(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _file(self, request: HttpRequest) -> HttpResponse | None:
         kind = _FILES[request.path][1]
         headers = _HEADERS | {"Content-Type": f"{kind}; charset=utf-8"}
-        return web.Response(body=self._bodies[request.path], headers=headers)
+        return HttpResponse(200, self._bodies[request.path], headers)
 
-    async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _stream(self, request: HttpRequest) -> HttpResponse | None:
         try:
             self._keys.check(request.headers)
             if self._viewers >= MOST_VIEWERS:
                 raise unavailable("too_many_viewers", f"{MOST_VIEWERS} pages are open already.", 10.0)
         except Refusal as refusal:
-            return web.Response(status=refusal.status, body=refusal.body(), headers=refusal.headers())
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream",
-                "Cache-Control": "no-store",
-                "X-Accel-Buffering": "no",
-            }
-        )
+            return refused(refusal)
+        sink = ClientSink(request, {"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._viewers += 1
         try:
-            await response.prepare(request)
-            await self._tell(response)
+            await sink.start(200, {"Content-Type": "text/event-stream"})
+            await self._tell(sink)
         finally:
             self._viewers -= 1
-        return response
+        return None
 
-    async def _tell(self, response: web.StreamResponse) -> None:
+    async def _tell(self, sink: ClientSink) -> None:
         """Tell until the viewer goes or the gateway closes. A slow viewer waits for himself only."""
         cursor = Cursor()
         while not self._closing.is_set():
             told, cursor = self._live.tell(cursor, self._clock())
-            await response.write(b"data: " + told + b"\n\n")
+            await sink.write(b"data: " + told + b"\n\n")
             try:
                 async with asyncio.timeout(PERIOD_S):
                     await self._closing.wait()
             except TimeoutError:
                 continue
-        await response.write_eof()
+        await sink.end()

@@ -9,11 +9,9 @@ GET  /health /ready /metrics                    it lives; it can serve; its numb
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable
 from itertools import count
 
 import orjson
-from aiohttp import web
 
 from headway.core.request import Slo
 from headway.hosts.gateway.access import Keys
@@ -22,22 +20,20 @@ from headway.hosts.gateway.errors import Refusal, unavailable
 from headway.hosts.gateway.logs import AccessLog
 from headway.hosts.gateway.metrics import Metrics
 from headway.hosts.gateway.passthrough import Passthrough
-from headway.hosts.gateway.protocol import ClientSink
+from headway.hosts.gateway.protocol import ClientSink, HttpRequest, HttpResponse, Routes, refused
 from headway.hosts.gateway.requests import read_call, read_targets
 from headway.hosts.gateway.serving import Serving
 from headway.hosts.gateway.workers import Workers
 
-__all__ = ["PublicSide", "Route", "json_answer"]
-
-Route = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+__all__ = ["PublicSide", "json_answer"]
 
 _SOUND_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _GENERATIONS = ("/v1/chat/completions", "/v1/completions")
 
 
-def json_answer(value: object, status: int = 200) -> web.Response:
+def json_answer(value: object, status: int = 200) -> HttpResponse:
     """Return a value as JSON."""
-    return web.Response(status=status, body=orjson.dumps(value), content_type="application/json")
+    return HttpResponse(status, orjson.dumps(value), {"Content-Type": "application/json"})
 
 
 class PublicSide:
@@ -54,7 +50,7 @@ class PublicSide:
         access_log: AccessLog,
     ) -> None:
         self.draining = False
-        self.routes: dict[tuple[str, str], Route] = {
+        self.routes: Routes = {
             ("GET", "/health"): self._health,
             ("GET", "/ready"): self._ready,
             ("GET", "/liveness"): self._health,
@@ -75,7 +71,7 @@ class PublicSide:
         self._boot = secrets.token_hex(4)
         self._numbers = count(1)
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def __call__(self, request: HttpRequest) -> HttpResponse | None:
         """Answer a request."""
         route = self.routes.get((request.method, request.path))
         if route is not None:
@@ -84,7 +80,7 @@ class PublicSide:
             return await self._pass_on(request)
         return self._unknown(request)
 
-    def _unknown(self, request: web.BaseRequest) -> web.Response:
+    def _unknown(self, request: HttpRequest) -> HttpResponse:
         allowed = sorted(method for method, path in self.routes if path == request.path)
         if not allowed:
             return self._refuse(Refusal(404, "unknown_path", f"There is no {request.path[:100]!r} here."))
@@ -94,7 +90,7 @@ class PublicSide:
 
     # Generations
 
-    async def _generate(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _generate(self, request: HttpRequest) -> HttpResponse | None:
         request_id = self._request_id(request)
         sink = ClientSink(request, {"x-request-id": request_id})
         try:
@@ -104,41 +100,38 @@ class PublicSide:
             flight = await self._serving.take_in(call, request.headers, request_id, slo, priority, sink)
         except Refusal as refusal:
             self._refused(request.path, request_id, refusal)
-            return await sink.fail(refusal)
+            await sink.fail(refusal)
+            return None
         try:
             await self._serving.serve(flight)
         except Refusal as refusal:
-            return await sink.fail(refusal)
-        if sink.response is None:
-            raise ConnectionResetError("the client is gone")
-        return sink.response
+            await sink.fail(refusal)
+        return None
 
-    def _admit(self, request: web.BaseRequest) -> None:
+    def _admit(self, request: HttpRequest) -> None:
         self._keys.check(request.headers)
         if self.draining:
             raise unavailable("draining", "The gateway is shutting down.")
-        length = request.content_length
-        if length is not None and length > self._limits.max_body_bytes:
-            raise self._too_large()
+        length = request.headers.get("content-length")
+        if length is not None and int(length) > self._limits.max_body_bytes:
+            most = self._limits.max_body_bytes
+            raise Refusal(413, "body_too_large", f"The body is larger than {most} bytes.")
 
-    async def _body(self, request: web.BaseRequest) -> bytes:
-        if "Content-Encoding" in request.headers:
+    async def _body(self, request: HttpRequest) -> bytes:
+        if "content-encoding" in request.headers:
             raise Refusal(400, "content_encoding", "A compressed body is not accepted.")
+        if request.complete:
+            return await request.read()
         try:
             async with asyncio.timeout(self._limits.body_timeout_s) as timer:
                 return await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise self._too_large() from None
         except TimeoutError:
             if not timer.expired():
                 raise
             message = f"No complete body in {self._limits.body_timeout_s:g} s."
             raise Refusal(408, "body_timeout", message) from None
 
-    def _too_large(self) -> Refusal:
-        return Refusal(413, "body_too_large", f"The body is larger than {self._limits.max_body_bytes} bytes.")
-
-    def _request_id(self, request: web.BaseRequest) -> str:
+    def _request_id(self, request: HttpRequest) -> str:
         given = request.headers.get("x-request-id")
         if given is not None and _SOUND_ID.fullmatch(given):
             return given
@@ -146,24 +139,24 @@ class PublicSide:
 
     # The rest
 
-    async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _pass_on(self, request: HttpRequest) -> HttpResponse | None:
         request_id = self._request_id(request)
         sink = ClientSink(request, {"x-request-id": request_id})
         try:
             self._admit(request)
             body = await self._body(request)
             status = await self._passthrough.serve(
-                request.method, request.raw_path, request.headers, body, request_id, sink
+                request.method, request.target, request.headers, body, request_id, sink
             )
         except Refusal as refusal:
             self._refused(request.path, request_id, refusal)
-            return await sink.fail(refusal)
+            await sink.fail(refusal)
+            return None
         self._counts.refused(status)
         self._access_log.passed_on(request.method, request.path, request_id, status)
-        assert sink.response is not None
-        return sink.response
+        return None
 
-    async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _models(self, request: HttpRequest) -> HttpResponse | None:
         try:
             self._keys.check(request.headers)
         except Refusal as refusal:
@@ -175,21 +168,21 @@ class PublicSide:
         ]
         return json_answer({"object": "list", "data": data})
 
-    async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _health(self, request: HttpRequest) -> HttpResponse | None:
         return json_answer({"status": "ok"})
 
-    async def _ready(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _ready(self, request: HttpRequest) -> HttpResponse | None:
         ready = self._workers.ready() and not self.draining
         states = {worker.name: worker.state.value for worker in self._workers}
         return json_answer({"ready": ready, "workers": states}, 200 if ready else 503)
 
-    async def _metrics(self, request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=self._counts.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+    async def _metrics(self, request: HttpRequest) -> HttpResponse | None:
+        return HttpResponse(200, self._counts.text(), {"Content-Type": "text/plain; version=0.0.4"})
 
     def _refused(self, path: str, request_id: str, refusal: Refusal) -> None:
         self._counts.refused(refusal.status)
         self._access_log.refused(path, request_id, refusal.status, refusal.code)
 
-    def _refuse(self, refusal: Refusal) -> web.Response:
+    def _refuse(self, refusal: Refusal) -> HttpResponse:
         self._counts.refused(refusal.status)
-        return web.Response(status=refusal.status, body=refusal.body(), headers=refusal.headers())
+        return refused(refusal)

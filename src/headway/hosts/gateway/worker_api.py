@@ -9,23 +9,20 @@ bind and a token of its own.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from urllib.parse import urlsplit
-
-from aiohttp import web
 
 from headway.core.errors import ConfigError
 from headway.hosts.gateway.access import Keys
 from headway.hosts.gateway.config import GatewayConfig, InstanceSpec, parse_instance
 from headway.hosts.gateway.errors import Refusal, bad_request
 from headway.hosts.gateway.metrics import Metrics
-from headway.hosts.gateway.server import Route, json_answer
+from headway.hosts.gateway.protocol import Handler, HttpRequest, HttpResponse, Routes, refused
+from headway.hosts.gateway.server import json_answer
 from headway.hosts.gateway.worker import Worker
 from headway.hosts.gateway.workers import Workers
 
 __all__ = ["WorkerApi", "instance_name"]
-
-_Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 def instance_name(url: str) -> str:
@@ -43,7 +40,7 @@ class WorkerApi:
     """Handles these requests. What is added is what `[worker_api]` says."""
 
     def __init__(self, config: GatewayConfig, workers: Workers, metrics: Metrics, keys: Keys) -> None:
-        self.routes: dict[tuple[str, str], Route] = {
+        self.routes: Routes = {
             ("POST", "/add_worker"): self._guarded(self._add),
             ("POST", "/remove_worker"): self._guarded(self._remove),
             ("GET", "/list_workers"): self._guarded(self._list),
@@ -53,27 +50,27 @@ class WorkerApi:
         self._metrics = metrics
         self._keys = keys
 
-    def _guarded(self, handle: _Handler) -> Route:
-        async def route(request: web.BaseRequest) -> web.StreamResponse:
+    def _guarded(self, handle: Handler) -> Handler:
+        async def route(request: HttpRequest) -> HttpResponse | None:
             try:
                 self._keys.check(request.headers)
                 return await handle(request)
             except ConfigError as error:
                 refusal = bad_request(str(error), code="bad_worker")
-            except Refusal as refused:
-                refusal = refused
-            return web.Response(status=refusal.status, body=refusal.body(), headers=refusal.headers())
+            except Refusal as no:
+                refusal = no
+            return refused(refusal)
 
         return route
 
-    async def _add(self, request: web.BaseRequest) -> web.Response:
+    async def _add(self, request: HttpRequest) -> HttpResponse:
         url = _url(request)
         if any(self._at(url)):
             raise bad_request(f"There is a worker at {url[:200]} already.", param="url", code="bad_worker")
         worker = await self._workers.add(self._instance(url, request))
-        return web.Response(text=f"Successfully added worker: {worker.spec.url}")
+        return _text(f"Successfully added worker: {worker.spec.url}")
 
-    def _instance(self, url: str, request: web.BaseRequest) -> InstanceSpec:
+    def _instance(self, url: str, request: HttpRequest) -> InstanceSpec:
         like = self._config.worker_api
         data = {
             "name": instance_name(url),
@@ -85,18 +82,22 @@ class WorkerApi:
         given = {key: request.query[key] for key in ("role", "bootstrap_port") if key in request.query}
         return parse_instance(data | given, where="add_worker")
 
-    async def _remove(self, request: web.BaseRequest) -> web.Response:
+    async def _remove(self, request: HttpRequest) -> HttpResponse:
         url = _url(request)
         for worker in self._at(url):
             await self._workers.remove(worker.name, timeout_s=self._config.server.drain_timeout_s)
             self._metrics.forget(worker.name)
-        return web.Response(text=f"Successfully removed worker: {url[:200]}")
+        return _text(f"Successfully removed worker: {url[:200]}")
 
-    async def _list(self, request: web.BaseRequest) -> web.Response:
+    async def _list(self, request: HttpRequest) -> HttpResponse:
         return json_answer({"urls": [url for worker in self._workers for url in _listed(worker)]})
 
     def _at(self, url: str) -> Iterator[Worker]:
         return (worker for worker in self._workers if worker.spec.url == url)
+
+
+def _text(said: str) -> HttpResponse:
+    return HttpResponse(200, said.encode(), {"Content-Type": "text/plain; charset=utf-8"})
 
 
 def _listed(worker: Worker) -> list[str]:
@@ -104,7 +105,7 @@ def _listed(worker: Worker) -> list[str]:
     return [url] if worker.ranks == 1 else [f"{url}@{rank}" for rank in range(worker.ranks)]
 
 
-def _url(request: web.BaseRequest) -> str:
+def _url(request: HttpRequest) -> str:
     """The engine meant; of a rank's own URL, the engine's."""
     url = re.sub(r"@\d+$", "", request.query.get("url", "")).rstrip("/")
     if not url:
