@@ -35,15 +35,17 @@ from headway.workload import Item, load_trace, make_items, parametric
 
 #: What the emulator takes for a token of text.
 BYTES_PER_TOKEN = 4
+CAPTION = "time to first token in the model's seconds; apart: at the median; lost: or refused"
 START_S, PATIENCE_S = 60.0, 120.0
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 class Pair(NamedTuple):
-    """One policy at one load, over HTTP and simulated."""
+    """One policy at one load with one seed, over HTTP and simulated."""
 
     load: float
     policy: str
+    seed: int
     live: list[Outcome]
     simulated: list[Outcome]
 
@@ -54,7 +56,7 @@ class Pair(NamedTuple):
             "batch": "",
             "load": self.load,
             "rps": 0.0,
-            "seed": 0,
+            "seed": self.seed,
         }
         return summarise(self.live, **common), summarise(self.simulated, **common)
 
@@ -141,18 +143,31 @@ def service(options: Sequence[str]) -> Iterator[str]:
 
 
 def grid(pairs: Sequence[Pair], title: str) -> Grid:
-    """A row for each policy and load: over HTTP, simulated, and how far apart at the median."""
-    heads = ("mean TTFT", "median TTFT", "p99 TTFT")
+    """A row for each policy and load: over HTTP, simulated, and how far apart at the median.
+
+    Of several seeds the mean, and ± half of what they span.
+    """
+    heads = ("mean", "median", "p99")
     columns = [Column("load"), Column("policy", text=True)]
-    columns += [Column(f"{where} {head}", "s") for where in ("live", "simulated") for head in heads]
-    columns += [Column("apart at median"), Column("lost or refused")]
+    columns += [Column(f"{where} {head}") for where in ("live", "sim") for head in heads]
+    columns += [Column("apart"), Column("lost")]
     rows = []
-    for pair in pairs:
-        live, simulated = pair.runs()
-        cells = [f"{run.ttft_s[key]:.3f}" for run in (live, simulated) for key in ("mean", "p50", "p99")]
-        apart = f"{100 * (live.ttft_s['p50'] / simulated.ttft_s['p50'] - 1):+.0f}%"
-        rows.append((f"{pair.load:g}", pair.policy, *cells, apart, str(live.requests - live.completed)))
-    return Grid(title, tuple(columns), tuple(rows), caption="seconds of the model")
+    for load, policy in dict.fromkeys((pair.load, pair.policy) for pair in pairs):
+        runs = [pair.runs() for pair in pairs if (pair.load, pair.policy) == (load, policy)]
+        cells = [
+            _spread([run[side].ttft_s[key] for run in runs], "{:.3f}")
+            for side in (0, 1)
+            for key in ("mean", "p50", "p99")
+        ]
+        apart = [100.0 * (live.ttft_s["p50"] / simulated.ttft_s["p50"] - 1.0) for live, simulated in runs]
+        lost = sum(live.requests - live.completed for live, _ in runs)
+        rows.append((f"{load:g}", policy, *cells, f"{_spread(apart, '{:+.1f}')} %", str(lost)))
+    return Grid(title, tuple(columns), tuple(rows), caption=CAPTION)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    mean = form.format(sum(values) / len(values))
+    return mean if len(values) == 1 else f"{mean} ±{form.format((max(values) - min(values)) / 2).lstrip('+')}"
 
 
 def figure(pairs: Sequence[Pair], title: str) -> Figure:
@@ -161,7 +176,7 @@ def figure(pairs: Sequence[Pair], title: str) -> Figure:
     drawn = Figure(figsize=(1.0 + 4.6 * len(loads), 4.2), layout="constrained")
     drawn.suptitle(title, fontsize=10)
     for axes, load in zip(np.atleast_1d(drawn.subplots(1, len(loads), sharey=True)), loads, strict=True):
-        for colour, pair in zip(_COLOURS, (pair for pair in pairs if pair.load == load), strict=False):
+        for colour, pair in zip(_COLOURS, _first_seed(pairs, load), strict=False):
             for label, outcomes, dash in (("HTTP", pair.live, "-"), ("simulated", pair.simulated, "--")):
                 times = sorted(o.first_token_s - o.arrival_s for o in outcomes if o.first_token_s is not None)
                 share = np.arange(1, len(times) + 1) / len(times)
@@ -173,21 +188,28 @@ def figure(pairs: Sequence[Pair], title: str) -> Figure:
     return drawn
 
 
+def _first_seed(pairs: Sequence[Pair], load: float) -> list[Pair]:
+    return [pair for pair in pairs if pair.load == load and pair.seed == pairs[0].seed]
+
+
 def _record(pair: Pair) -> dict[str, Any]:
     live, simulated = map(dataclasses.asdict, pair.runs())
-    return {"load": pair.load, "policy": pair.policy, "live": live, "simulated": simulated}
+    return {"load": pair.load, "policy": pair.policy, "seed": pair.seed, "live": live, "simulated": simulated}
 
 
 # The run
 
 
 def measure(
-    given: argparse.Namespace, cluster: ClusterSpec, items: Sequence[Item], policy: str
+    given: argparse.Namespace, cluster: ClusterSpec, items: Sequence[Item], policy: str, seed: int
 ) -> list[Outcome]:
-    """Replay the items through a gateway of its own."""
-    options = ("--cluster", given.cluster, "--policy", policy, "--batch", given.batch)
-    pace = ("--speed", str(given.speed), "--seed", str(given.seed), "--dialect", given.dialect)
-    with service([*options, *pace]) as url, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    """Replay the items through a gateway of its own. `POLICY@inferred`: the engines publish no events."""
+    policy, _, how = policy.partition("@")
+    options = ["--cluster", given.cluster, "--policy", policy, "--batch", given.batch]
+    options += ["--speed", str(given.speed), "--seed", str(seed), "--dialect", given.dialect]
+    if how:
+        options.append("--no-events")
+    with service(options) as url, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(replay(url, cluster.name, items, speed=given.speed, slo=cluster.slo))
 
 
@@ -205,13 +227,17 @@ def options() -> argparse.Namespace:
     parser.add_argument("--cluster", default="dsv3-h200-pd", help="a preset or a .toml file")
     parser.add_argument("--trace", type=Path, help="a recorded trace (default: the fitted workload)")
     parser.add_argument("--workload", default="azure-code", help="a fitted workload")
-    parser.add_argument("--policies", default="staggered,round-robin")
+    parser.add_argument(
+        "--policies",
+        default="staggered,round-robin",
+        help="NAME@inferred: before engines without pass events",
+    )
     parser.add_argument("--batch", default="vllm-v1")
     parser.add_argument("--dialect", default="vllm", choices=("vllm", "sglang"))
     parser.add_argument("--load", default="0.6", help="fractions of nominal capacity: 0.3,0.6")
     parser.add_argument("--requests", type=int, default=300, help="per policy and load")
     parser.add_argument("--speed", type=float, default=0.25, help="pace of the engines")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", default="0", help="of arrivals, lengths and policies: 0,1,2")
     parser.add_argument("--out", type=Path, default=Path("out"))
     return parser.parse_args()
 
@@ -223,16 +249,20 @@ def main() -> None:
     workload = load_trace(given.trace) if given.trace else parametric(given.workload)
     nominal = nominal_capacity_rps(cluster, workload.mean_prompt_tokens, workload.mean_output_tokens)
     pairs: list[Pair] = []
-    for load in map(float, given.load.split(",")):
-        items = make_items(
-            workload, rps=load * nominal, arrivals="poisson", requests=given.requests, seed=given.seed
-        )
-        for policy in given.policies.split(","):
-            wall_s = items[-1].arrival_s / given.speed
-            print(f"load {load:g}, {policy}: {len(items)} requests in {wall_s:.0f} s", flush=True)
-            live = measure(given, cluster, items, policy)
-            simulated = simulate(cluster, items, policy, given.batch, seed=given.seed).outcomes
-            pairs.append(Pair(load, policy, live, simulated))
+    for seed in map(int, given.seeds.split(",")):
+        for load in map(float, given.load.split(",")):
+            rps = load * nominal
+            items = make_items(workload, rps=rps, arrivals="poisson", requests=given.requests, seed=seed)
+            for policy in given.policies.split(","):
+                wall_s = items[-1].arrival_s / given.speed
+                print(
+                    f"seed {seed}, load {load:g}, {policy}: {len(items)} requests in {wall_s:.0f} s",
+                    flush=True,
+                )
+                live = measure(given, cluster, items, policy, seed)
+                name = policy.partition("@")[0]
+                simulated = simulate(cluster, items, name, given.batch, seed=seed).outcomes
+                pairs.append(Pair(load, policy, seed, live, simulated))
     show(
         given,
         pairs,

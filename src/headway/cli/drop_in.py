@@ -35,7 +35,8 @@ BOOTSTRAP_PORT = 8998
 #: Where keys from the command line are put: the configuration names variables, never secrets.
 DOOR_KEY_ENV, ENGINE_KEY_ENV = "HEADWAY_DROP_IN_API_KEY", "HEADWAY_DROP_IN_ENGINE_API_KEY"
 
-#: Their policies and ours. What goes by prefix, key or session there goes by load here.
+#: Their policies and ours. What goes by prefix there goes to the policy that counts cached prefixes, what goes
+#: by key or session goes by load.
 POLICIES = {
     "random": "random",
     "round_robin": "round-robin",
@@ -43,15 +44,16 @@ POLICIES = {
     "power_of_two": "power-of-two",
     "least_load": "least-tokens",
     "bucket": "least-tokens",
-    "cache_aware": "least-tokens",
-    "kv_aware": "least-tokens",
-    "prefix_hash": "least-tokens",
+    "cache_aware": "staggered",
+    "kv_aware": "staggered",
+    "prefix_hash": "staggered",
     "consistent_hash": "least-tokens",
     "consistent_hashing": "least-tokens",
     "sticky_least_loaded": "least-tokens",
     "manual": "least-tokens",
 }
-_BY_LOAD = frozenset(POLICIES) - {"random", "round_robin", "passthrough", "power_of_two", "least_load"}
+_BY_PREFIX = frozenset(("cache_aware", "kv_aware", "prefix_hash"))
+_BY_LOAD = frozenset(name for name, ours in POLICIES.items() if ours == "least-tokens") - {"least_load"}
 
 #: Flags with an effect that is more than one key, and what follows them.
 _SPECIAL = {
@@ -334,6 +336,8 @@ class _Draft:
         """Their policy's name, or one of ours with its settings; ours by default."""
         if not name:
             return "staggered"
+        if name in _BY_PREFIX:
+            return self._by_prefix(flag, name)
         if name in POLICIES:
             if name in _BY_LOAD:
                 self.notes.append(
@@ -344,6 +348,15 @@ class _Draft:
         if ":" not in name and plain not in cluster_policies.names():
             raise unknown_name("policy", name, (*POLICIES, *cluster_policies.names()), where=flag)
         return name
+
+    def _by_prefix(self, flag: str, name: str) -> str:
+        """Prefill goes where a prompt's beginning is cached; a decode pool gets its KV from there."""
+        if flag == "--decode-policy":
+            self.notes.append(f"{flag} {name}: least-tokens, for decode has no prompt to compute")
+            return "least-tokens"
+        ours = POLICIES[name]
+        self.notes.append(f"{flag} {name}: {ours}, which looks for cached prefixes on the ranks free next")
+        return ours
 
     # Limits
 

@@ -86,20 +86,28 @@ def _die_with(pipe: Connection) -> None:
 
 
 def gateway_data(
-    cluster: ClusterSpec, endpoints: Sequence[Endpoint], *, dialect: Dialect = "vllm", speed: float = 1.0
+    cluster: ClusterSpec,
+    endpoints: Sequence[Endpoint],
+    *,
+    dialect: Dialect = "vllm",
+    speed: float = 1.0,
+    events: bool = True,
 ) -> dict[str, Any]:
-    """Return the tables of a gateway configuration for emulated engines. Times in it are wall time."""
+    """Return the tables of a gateway configuration for emulated engines. Times in it are wall time.
+
+    `events=False`: as if the engines published none; passes are inferred.
+    """
     slow = max(1.0, 1.0 / speed)
     limits = GatewayConfig().limits
     waits = ("queue_timeout_s", "first_byte_timeout_s", "idle_timeout_s")
     return {
-        "instances": [_instance(cluster, endpoint, dialect) for endpoint in endpoints],
+        "instances": [_instance(cluster, endpoint, dialect, events) for endpoint in endpoints],
         "slo": {"ttft_s": cluster.slo.ttft_s / speed, "tpot_s": cluster.slo.tpot_s / speed},
         "limits": {name: slow * getattr(limits, name) for name in waits},
     }
 
 
-def _instance(cluster: ClusterSpec, endpoint: Endpoint, dialect: Dialect) -> dict[str, Any]:
+def _instance(cluster: ClusterSpec, endpoint: Endpoint, dialect: Dialect, events: bool) -> dict[str, Any]:
     pool = next(pool for pool in cluster.pools if endpoint.instance in pool.instance_names())
     up = pool.instance_up(endpoint.instance, 0)
     told = {
@@ -114,8 +122,8 @@ def _instance(cluster: ClusterSpec, endpoint: Endpoint, dialect: Dialect) -> dic
         "kv_blocks": up.kv_blocks,
         "block_tokens": up.block_tokens,
         "max_running": up.max_running,
-        "events": endpoint.events,
-        "snapshots": endpoint.snapshots,
+        "events": endpoint.events if events else None,
+        "snapshots": endpoint.snapshots if events else None,
         "bootstrap_port": endpoint.bootstrap_port,
     }
     return {key: value for key, value in told.items() if value is not None}

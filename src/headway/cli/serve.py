@@ -87,6 +87,14 @@ def serve(
     speed: Speed = SPEED,
     dialect: DialectName = "vllm",
     seed: Seed = 0,
+    events: Annotated[
+        bool,
+        typer.Option(
+            "--events/--no-events",
+            help="Whether the embedded engines tell when passes end, or it is inferred.",
+            rich_help_panel="Which engines",
+        ),
+    ] = True,
     host: Annotated[str | None, option("Address [dim](default: 127.0.0.1)[/].", _WHERE)] = None,
     port: Annotated[
         int | None,
@@ -126,7 +134,7 @@ def serve(
         plans = _before_engines(context.args, said)
     else:
         options = {"batch": batch, "speed": speed, "dialect": dialect, "seed": seed}
-        plans = _before_embedded(cluster or CLUSTER, said, options, start=not check)
+        plans = _before_embedded(cluster or CLUSTER, said, options, events=events, start=not check)
     with plans as plan:
         gateway = _gateway(plan.config)
         if check:
@@ -178,7 +186,9 @@ def _before_engines(words: list[str], said: _Said) -> Iterator[_Plan]:
 
 
 @contextmanager
-def _before_embedded(cluster: str, said: _Said, options: dict[str, Any], *, start: bool) -> Iterator[_Plan]:
+def _before_embedded(
+    cluster: str, said: _Said, options: dict[str, Any], *, events: bool, start: bool
+) -> Iterator[_Plan]:
     from headway.cli.embedded import embedded, gateway_data
     from headway.hosts.gateway import GatewayConfig
     from headway.model.presets import load_cluster
@@ -193,7 +203,9 @@ def _before_embedded(cluster: str, said: _Said, options: dict[str, Any], *, star
         yield _Plan(config, f"{config.policy.cluster} over {pace}")
         return
     with embedded(spec, **options) as endpoints:
-        data = config.model_dump() | gateway_data(spec, endpoints, speed=speed, dialect=dialect)
+        data = config.model_dump() | gateway_data(
+            spec, endpoints, speed=speed, dialect=dialect, events=events
+        )
         config = GatewayConfig.parse(data, where=cluster)
         yield _Plan(config, f"{_summary(config)} of {pace}")
 
