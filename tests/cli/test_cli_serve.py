@@ -59,9 +59,9 @@ def test_flags_of_other_routers_are_checked_with_a_warning_for_each_that_does_no
     words = ("--worker-urls", "http://a:1", "--cache-threshold", "0.5", "--policy", "cache_aware")
     result = headway_("serve", "--check", *words, "--port", "1234")
     assert result.exit_code == 0, result.output
-    assert "least-tokens over 1 aggregated" in result.stdout
+    assert "staggered over 1 aggregated" in result.stdout
     assert result.stderr.splitlines() == [
-        "warning: --policy cache_aware: least-tokens, which goes by load and keeps no affinity",
+        "warning: --policy cache_aware: staggered, which looks for cached prefixes on the ranks free next",
         "warning: --cache-threshold has no effect here",
     ]
 
@@ -183,6 +183,24 @@ def test_one_command_serves_and_stops_without_a_trace():
         assert is_closed(url)
 
 
+def page_line(process) -> str:
+    return next(line for line in iter(process.stdout.readline, "") if line.startswith("  page"))
+
+
+def test_the_pages_address_is_printed_where_there_is_one(file: Path):
+    with serving("--config", str(file)) as (process, url):
+        assert page_line(process).split() == ["page", url + "/"]
+    file.write_text(GATEWAY + "[admin]\nport = 0\n")
+    with serving("--config", str(file), "--host", "0.0.0.0") as (process, _):
+        page = page_line(process).split()[1]
+        assert f"  admin    {page.removesuffix('/')}" == process.stdout.readline().rstrip()
+
+
+def test_what_is_open_to_everyone_has_no_page_without_an_admin_bind(file: Path):
+    with serving("--config", str(file), "--host", "0.0.0.0") as (process, _):
+        assert "needs an admin bind" in page_line(process)
+
+
 def test_the_embedded_engines_die_with_a_gateway_that_is_killed():
     with serving("--cluster", "llama8b-h100", "--speed", "20") as (process, _):
         listed = subprocess.run(
@@ -208,9 +226,14 @@ def test_sighup_reads_the_file_again_and_a_wrong_one_changes_nothing(file: Path)
         file.write_text(GATEWAY + GATEWAY.replace('"a"', '"b"'))
         process.send_signal(signal.SIGHUP)
         until(lambda: workers() == ["a", "b"])
+        lines = iter(process.stderr.readline, "")
+        file.write_text(
+            GATEWAY + GATEWAY.replace('"a"', '"b"') + "[limits]\nretries = 9\n[slo]\nttft_s = 9\n"
+        )
+        process.send_signal(signal.SIGHUP)
+        assert any("a restart is needed for: [slo], [limits]" in line for line in lines)
         file.write_text("nonsense = 1")
         process.send_signal(signal.SIGHUP)
-        lines = iter(process.stderr.readline, "")
         assert any("configuration not read again" in line for line in lines)
         assert workers() == ["a", "b"]
 

@@ -130,7 +130,8 @@ def test_prefill_and_decode_of_sglang():
     ("policy", "words", "cluster"),
     [
         (None, [], "staggered"),
-        ("cache_aware", [], "least-tokens"),
+        ("cache_aware", [], "staggered"),
+        ("cache_aware", ["--decode-policy", "cache_aware"], "staggered+least-tokens"),
         ("power_of_two", ["--decode-policy", "round_robin"], "power-of-two+round-robin"),
         ("round_robin", ["--prefill-policy", "random"], "random+round-robin"),
         (None, ["--prefill-policy", "random"], "random"),
@@ -146,8 +147,8 @@ def test_policies_of_both_pools(policy: str | None, words: list[str], cluster: s
 def test_their_policies_have_one_of_ours(name: str):
     made = read_flags(W, policy=name)
     assert made.config.policy.cluster == POLICIES[name]
-    affine = name in drop_in._BY_LOAD
-    assert len(made.notes) == affine
+    differs = name in drop_in._BY_LOAD | drop_in._BY_PREFIX
+    assert len(made.notes) == differs
 
 
 # Who is who

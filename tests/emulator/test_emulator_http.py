@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 
+import aiohttp
 import openai
 import pytest
 from emulated import cluster, completion, events_of, pool, post, running, until
@@ -10,6 +12,7 @@ from emulated import cluster, completion, events_of, pool, post, running, until
 from headway.core.errors import ConfigError
 from headway.core.events import InstanceUp, PassEnded
 from headway.hosts.emulator import Emulator
+from headway.hosts.emulator.answers import SseStream
 from headway.wire import Subscriber
 
 
@@ -192,6 +195,28 @@ def test_a_client_that_goes_takes_its_request_along():
                 await until(lambda: instance.requests == 0)
 
     run(scenario)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_client_that_goes_as_its_stream_begins_or_ends_is_no_error(monkeypatch, caplog, begun):
+    late = "rest" if begun else "__init__"
+    known = getattr(SseStream, late)
+
+    def just_gone(self, *args, **kwargs):
+        made = known(self, *args, **kwargs)
+        self._transport.abort()  # seen by who writes before anybody is told
+        return made
+
+    async def scenario():
+        async with running() as (emulator, session):
+            monkeypatch.setattr(SseStream, late, just_gone)
+            instance = emulator.instances[0]
+            with pytest.raises(aiohttp.ClientError):
+                await completion(session, instance.endpoint.url, stream=True)
+            await until(lambda: instance.requests == 0)
+
+    run(scenario)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_pass_ends_are_published_and_acknowledge_dispatches():

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from headway.core.cluster.paired import Paired
 from headway.core.errors import ConfigError
 from headway.core.events import Role
 from headway.hosts.gateway import GatewayConfig
 from headway.hosts.gateway.gateway import create_policy
-from headway.hosts.gateway.paired import Paired
 
 FILE = """
 [server]

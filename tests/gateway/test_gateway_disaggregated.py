@@ -6,7 +6,7 @@ import json
 import pytest
 from standins import CHAT, DONE, EVENT, USAGE, StandIn, chat, error_of, gateway, pools, run, running, until
 
-from headway.hosts.gateway.paired import Paired
+from headway.core.cluster.paired import Paired
 
 PARAMS = {"remote_engine_id": "e-1", "remote_block_ids": [1, 2], "remote_host": "h", "remote_port": 5}
 
@@ -84,6 +84,28 @@ def test_a_failed_decode_starts_again_from_the_prompt():
     run(check())
 
 
+def test_kv_that_waited_too_long_for_a_decode_engine_is_computed_again():
+    async def check():
+        async with StandIn() as prefill, StandIn() as decode:
+            data = config([prefill], [decode], limits={"kv_lease_s": 0.02})
+            async with running(data) as (front, client):
+                prefill.extra = {"kv_transfer_params": PARAMS}
+                front.workers.drain("decode-0")
+                task = asyncio.create_task(chat(client))
+                await until(lambda: len(front.driver.held()) == 1 and prefill.requests)
+                held_s = asyncio.get_running_loop().time()
+                await until(lambda: asyncio.get_running_loop().time() > held_s + 0.03)
+                assert not decode.requests
+                prefill.extra = {"kv_transfer_params": PARAMS | {"remote_block_ids": [3]}}
+                front.workers.undrain("decode-0")
+                assert (await task)[0] == 200
+            ((_, _, body),) = decode.requests
+            assert body["kv_transfer_params"]["remote_block_ids"] == [3]
+            assert len(prefill.requests) == 2
+
+    run(check())
+
+
 @pytest.mark.parametrize("dialect", ["vllm", "sglang"])
 def test_a_client_that_goes_away_in_its_prefill_is_gone_everywhere(dialect):
     async def check():
@@ -150,7 +172,8 @@ def test_ranks_by_header_by_port_and_in_sglangs_body():
     async def by_header():
         async with StandIn() as engine, gateway([engine], instance={"ranks": 2}) as (_, client):
             await chat(client)
-            await chat(client, headers={"X-data-parallel-rank": "7"})
+            assert (await chat(client, headers={"X-data-parallel-rank": "1"}))[0] == 400
+            await chat(client)
             assert [headers["X-data-parallel-rank"] for _, headers, _ in engine.requests] == ["0", "1"]
 
     async def in_body():

@@ -38,6 +38,7 @@ BAD_HEADERS = [
     {"x-llm-d-slo-ttft-ms": "1" * 500},
     {"x-priority": "high"},
     {"x-priority": "9999999"},
+    {"X-Data-Parallel-Rank": "99"},
 ]
 
 

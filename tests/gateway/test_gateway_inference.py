@@ -1,6 +1,7 @@
 """Passes worked out from first bytes, in literal times."""
 
 import json
+
 import pytest
 from test_gateway_driver import VirtualClock
 

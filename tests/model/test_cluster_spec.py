@@ -143,6 +143,7 @@ def test_model_that_does_not_fit_is_refused_with_the_numbers(read):
         (COSTS, "0.01", "-0.01", r"fixed_s must be a number of at least 0, got -0.01"),
         (COSTS, '"dense"', '"dence"', r"pools\[0\]\.costs: .*'dence'"),
         (COSTS, "[pools.costs]", "[pools.costs", r"not TOML: "),
+        (COSTS, "[pools.costs]", 'lockstep = "x"\n[pools.costs]', r"pools\[0\]\.lockstep: "),
     ],
 )
 def test_mistakes_are_told_in_one_line(read, text, old, new, message):

@@ -281,6 +281,18 @@ def test_a_taken_port_is_a_configuration_error_and_leaves_nothing_open():
     run(scenario())
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_a_subscriber_that_is_woken_to_ask_as_it_closes_does_close(turns):
+    async def scenario():
+        async with publishing(Engine()) as publisher, listening(publisher) as (subscriber, heard):
+            await until(lambda: heard.has(Snapshot))
+            subscriber.request_snapshot()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+    run(scenario())
+
+
 def test_a_subscriber_says_which_endpoint_cannot_be():
     async def scenario():
         with pytest.raises(ConfigError, match="cannot connect to pass events at 'tcp://no port'"):

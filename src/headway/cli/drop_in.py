@@ -35,8 +35,8 @@ BOOTSTRAP_PORT = 8998
 #: Where keys from the command line are put: the configuration names variables, never secrets.
 DOOR_KEY_ENV, ENGINE_KEY_ENV = "HEADWAY_DROP_IN_API_KEY", "HEADWAY_DROP_IN_ENGINE_API_KEY"
 
-#: Their policies and ours. What goes by prefix there goes to the policy that counts cached prefixes, what goes
-#: by key or session goes by load.
+#: Their policies and ours. What goes by prefix there goes to the policy that counts cached prefixes; what
+#: goes by key or session goes by load.
 POLICIES = {
     "random": "random",
     "round_robin": "round-robin",

@@ -58,11 +58,11 @@ class _Said(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """A gateway to be, and what a person is told about it."""
+    """A gateway to be, and what a person is told about it. `again` reads its file once more."""
 
     config: "GatewayConfig"
     about: str
-    file: Path | None = None
+    again: "Callable[[], GatewayConfig] | None" = None
 
 
 @friendly
@@ -170,8 +170,12 @@ def _from_file(file: Path, rest: list[str], said: _Said) -> Iterator[_Plan]:
 
     if rest:
         raise ConfigError(f"{rest[0]}: with --config, what a gateway is stands in the file")
-    config = said.over(GatewayConfig.from_toml(file), str(file))
-    yield _Plan(config, f"{file}: {_summary(config)}", file)
+
+    def read() -> GatewayConfig:
+        return said.over(GatewayConfig.from_toml(file), str(file))
+
+    config = read()
+    yield _Plan(config, f"{file}: {_summary(config)}", read)
 
 
 @contextmanager
@@ -229,24 +233,29 @@ def _run(gateway: "Gateway", plan: _Plan) -> None:
 
     def ready() -> None:
         _greet(gateway, plan)
-        if plan.file is not None:
+        if plan.again is not None:
             loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGHUP, _reloader(gateway, plan.file))
+            loop.add_signal_handler(signal.SIGHUP, _reloader(gateway, plan.again))
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(until_stopped(gateway, ready))
 
 
-def _reloader(gateway: "Gateway", file: Path) -> Callable[[], None]:
-    """Return what SIGHUP does. A file that is wrong changes nothing."""
-    from headway.hosts.gateway import GatewayConfig
+def _reloader(gateway: "Gateway", read: "Callable[[], GatewayConfig]") -> Callable[[], None]:
+    """Return what SIGHUP does. A file that is wrong changes nothing; what needs a restart is named."""
+    from headway.hosts.gateway.config import waits_for_restart
 
     reloads: set[asyncio.Task[None]] = set()
 
     async def again() -> None:
         try:
-            await gateway.reload(GatewayConfig.from_toml(file))
-            log.info("configuration read again", extra={"file": str(file)})
+            config = read()
+            await gateway.reload(config)
+            log.info("configuration read again")
+            if tables := waits_for_restart(gateway.config, config):
+                log.warning(
+                    "only [[instances]] changes at once, a restart is needed for: %s", ", ".join(tables)
+                )
         except ConfigError as error:
             log.error("configuration not read again: %s", error)
 
@@ -268,16 +277,21 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _greet(gateway: "Gateway", plan: _Plan) -> None:
     """Say where it is and how to ask it something."""
-    url = gateway.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    url = _reachable(gateway.url)
     lines = [f"[bold]headway serves[/] on [bold]{gateway.url}[/]: {escape(plan.about)}"]
-    if ("GET", "/") in gateway.public.routes:
-        lines.append(f"  page     {url}/")
+    page = gateway.page_url
+    lines.append(f"  page     {'needs an admin bind: [admin] port' if page is None else _reachable(page)}")
     if gateway.admin_url is not None:
         lines.append(f"  admin    {gateway.admin_url}")
     lines.append(f"  metrics  {gateway.metrics_url or url}/metrics")
     lines.append(f"  try      {escape(_curl(url, gateway))}")
     for line in lines:
         stdout().print(line, soft_wrap=True, highlight=False)
+
+
+def _reachable(url: str) -> str:
+    """Return a URL that works from here, also where the gateway listens everywhere."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def _curl(url: str, gateway: "Gateway") -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "PrefillDone",
     "Role",
     "Snapshot",
+    "StepModel",
     "TimerFired",
 ]
 
@@ -65,12 +66,32 @@ class PassStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class StepModel:
+    """What a rank has learned of its step times: `a_s + b_s·new + c_s·context + q_s·attention` seconds.
+
+    Terms as in `core/estimate/step_time.py`. `steps`: learned from. `error`: mean absolute error of the last
+    steps, as a share; None before it is known. `margin`: factor that keeps most steps within their
+    prediction.
+    """
+
+    a_s: float
+    b_s: float
+    c_s: float
+    q_s: float
+    steps: int
+    error: float | None = None
+    margin: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class PassEnded:
     """A forward pass ended; the state of each rank right after it.
 
     `ran_tokens`: new prompt tokens computed in the pass. `queued_tokens`: prompt tokens received and still to
     compute, waiting or partial. `kv_blocks`: in use. `running`: requests that hold a decode seat. `waiting`:
     requests received that do not run yet. `pab_tokens`: prefill admission budget (FairBatching).
+    `decode_models`, `mixed_models`: step times as the engine has learned them, of steps without and with
+    prompts; said now and then.
     """
 
     instance: str
@@ -85,6 +106,8 @@ class PassEnded:
     waiting: tuple[int, ...] | None = None
     pab_tokens: tuple[int, ...] | None = None
     first_rank: int = 0
+    decode_models: tuple[StepModel | None, ...] | None = None
+    mixed_models: tuple[StepModel | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ Unknown keys are refused with the nearest known one. Memory figures are in GB of
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -30,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from headway.core.complaints import Location, complaint, key_path
 from headway.core.errors import ConfigError, unknown_name
 from headway.core.events import InstanceUp, Role
 from headway.core.request import Slo
@@ -178,7 +178,7 @@ class ClusterSpec(_Spec):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise _one_line(error, where) from None
+            raise complaint(error.errors(), _known_keys, where=where, path_of=_path) from None
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
 
@@ -235,10 +235,6 @@ def _changed(pool: PoolSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
     return data | dict(changes)
 
 
-# Errors as one line
-
-_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
-
 _KNOWN_KEYS: dict[str, tuple[str, ...]] = {
     "": tuple(ClusterSpec.model_fields),
     "slo": tuple(field.name for field in fields(Slo)),
@@ -251,31 +247,11 @@ _KNOWN_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _one_line(error: ValidationError, where: str) -> ConfigError:
-    """Turn one complaint of pydantic into ours: a misspelt key before the key that is missing for it."""
-    first = min(error.errors(), key=lambda each: each["type"] not in _UNKNOWN_KEY)
-    *parents, last = first["loc"] or ("",)
-    path = _path(first["loc"])
-    if first["type"] in _UNKNOWN_KEY:
-        table = next((str(p) for p in reversed(parents) if isinstance(p, str) and p in _KNOWN_KEYS), "")
-        known = _KNOWN_KEYS[table]
-        near = get_close_matches(str(last), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return ConfigError(f"{where}: unknown key {path}: {hint}(known: {', '.join(known)})")
-    if first["type"] == "missing":
-        return ConfigError(f"{where}: missing key {path}")
-    message = first["msg"].removeprefix("Value error, ")
-    place = f"{where}: {path}" if path else where
-    given = f", got {first['input']!r}" if isinstance(first["input"], str | int | float) else ""
-    return ConfigError(f"{place}: {message[0].lower()}{message[1:]}{given}")
+def _path(loc: Location) -> str:
+    """Write a location without the form of its costs, which the validator puts there."""
+    at = next((index for index, part in enumerate(loc) if part == "costs"), len(loc))
+    return key_path([*loc[: at + 1], *loc[at + 2 :]])
 
 
-def _path(loc: tuple[int | str, ...]) -> str:
-    """`("pools", 0, "costs", "dense", "fixed_s")` → `pools[0].costs.fixed_s`."""
-    path = ""
-    for index, part in enumerate(loc):
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif not (part in ("dense", "lockstep") and loc[index - 1] == "costs"):
-            path += f".{part}" if path else part
-    return path
+def _known_keys(table: Location) -> tuple[str, ...]:
+    return _KNOWN_KEYS[next((str(part) for part in reversed(table) if part in _KNOWN_KEYS), "")]

@@ -22,6 +22,7 @@ from headway.core.events import (
     PassStarted,
     Role,
     Snapshot,
+    StepModel,
 )
 
 __all__ = ["SCHEMA", "Bye", "Hello", "PassEvent", "decode", "encode"]
@@ -34,6 +35,7 @@ PassEvent = InstanceUp | InstanceDown | InstanceDraining | PassStarted | PassEnd
 _Name = Annotated[str, Meta(min_length=1, max_length=256)]
 _Count = Annotated[int, Meta(ge=0)]
 _Counts = tuple[_Count, ...]
+_Models = tuple[StepModel | None, ...]
 
 
 class _Message(
@@ -79,6 +81,8 @@ class _Ranks(_Message, frozen=True, kw_only=True):
 class _PassEnded(_Ranks, tag="pass-ended", frozen=True, kw_only=True):
     duration_s: Annotated[float, Meta(ge=0)]
     ran_tokens: _Counts
+    decode_models: _Models | None = None
+    mixed_models: _Models | None = None
 
 
 class _Snapshot(_Ranks, tag="snapshot", frozen=True, kw_only=True):

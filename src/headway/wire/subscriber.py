@@ -144,7 +144,10 @@ class Subscriber:
                 await _send_if_possible(asking)
             pause_s = self._retry_s if self._asked else self._silence_s - quiet_s
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause_s)
+                # Not `wait_for`: until Python 3.12 it swallows a cancellation that comes as it is woken, and
+                # `close` would wait for this task for ever.
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
             self._wake.clear()
 
     # The events

@@ -3,12 +3,14 @@
 from headway.core.cluster import baselines, decode_placement, pab, staggered, triage
 from headway.core.cluster.compose import check_cluster, create_cluster
 from headway.core.cluster.contract import ClusterPolicy, Held
+from headway.core.cluster.paired import Paired
 from headway.core.cluster.pool import Immediate, PoolPolicy, PoolSettings, cluster_policies
 
 __all__ = [
     "ClusterPolicy",
     "Held",
     "Immediate",
+    "Paired",
     "PoolPolicy",
     "PoolSettings",
     "baselines",

@@ -77,6 +77,7 @@ class Disaggregated(ClusterPolicy):
         self.prefill = prefill
         self.decode = decode
         self.reads_pab = prefill.reads_pab or decode.reads_pab
+        self.reads_prefixes = prefill.reads_prefixes or decode.reads_prefixes
         self._pool_of: dict[str, PoolPolicy] = {}  # by instance
         self._requests: dict[str, Request] = {}
         self._decoding: set[str] = set()

@@ -30,6 +30,8 @@ class ClusterPolicy(ABC):
 
     #: Whether it reads `pab_tokens` of reports: working them out costs a walk over an engine's requests.
     reads_pab: bool = False
+    #: Whether it looks at `Request.prefix`: working out hashes costs a walk over the prompt.
+    reads_prefixes: bool = False
 
     @abstractmethod
     def handle(self, event: Event, now: float) -> list[Action]:

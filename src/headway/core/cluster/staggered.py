@@ -110,6 +110,7 @@ class Staggered(PoolPolicy):
     summary = "SBS: hold requests, give each instance an even batch just as its pass ends"
     roles = frozenset({Role.PREFILL, Role.AGGREGATED})
     partner = "iqr-lexicographic"
+    reads_prefixes = True
 
     def __init__(self, settings: StaggeredSettings, rng: Rng) -> None:
         super().__init__(settings, rng)

@@ -105,6 +105,10 @@ class StepTime:
         """Whether enough steps of the regime were seen to plan with."""
         return self._model(regime).steps >= _TRAINED_AFTER
 
+    def steps(self, regime: Regime) -> int:
+        """How many steps of the regime were learned from."""
+        return self._model(regime).steps
+
     def coefficients(self, regime: Regime) -> Coefficients:
         """The present fit; all 0 before the first step."""
         return self._model(regime).coefficients

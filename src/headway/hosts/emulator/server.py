@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 from aiohttp import web
@@ -144,6 +144,8 @@ class Server:
             return _json(error.body(), error.status)
         except web.HTTPException as error:
             return _json(ApiError(error.status, error.reason).body(), error.status)
+        except ConnectionError:
+            _cut(request)  # the client went as it was written to, which is no failure of ours
 
     async def _suffer(self, request: web.Request) -> None:
         fault = self.fault
@@ -301,7 +303,8 @@ class Server:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         response.headers["Cache-Control"] = "no-cache"
         await response.prepare(request)
-        assert request.transport is not None
+        if request.transport is None:
+            raise ConnectionResetError
         sse = SseStream(
             generation.ask,
             generation.name,
@@ -392,7 +395,7 @@ class _Generation:
         self.name = f"{'chatcmpl' if ask.chat else 'cmpl'}-{given}"
 
 
-def _cut(request: web.Request) -> None:
+def _cut(request: web.Request) -> NoReturn:
     """Reset the connection; the handler ends with it."""
     if request.transport is not None:
         request.transport.abort()

@@ -164,7 +164,9 @@ class LimitsSpec(_Spec):
 
     `retries`: how often a request may be placed again after an engine failed it. `retry_budget`: retries over
     requests, above which none is made (a dying cluster must not be asked twice for everything).
-    `concurrent_requests`, `rate_limit_rps`: None is no limit.
+    `concurrent_requests`, `rate_limit_rps`: None is no limit. `kv_lease_s`: how long after its prefill a
+    prompt's KV may be fetched by another engine; less than vLLM's `kv_lease_duration` of 30 s, after which
+    the decode engine would read what others have written there.
     """
 
     buffer_requests: int = Field(default=20_000, ge=1)
@@ -179,6 +181,7 @@ class LimitsSpec(_Spec):
     connect_timeout_s: float = Field(default=3.0, gt=0)
     first_byte_timeout_s: float = Field(default=300.0, gt=0)
     idle_timeout_s: float = Field(default=120.0, gt=0)
+    kv_lease_s: float = Field(default=25.0, gt=0)
     retries: int = Field(default=2, ge=0)
     retry_budget: float = Field(default=0.2, ge=0, le=1)
 
@@ -357,6 +360,14 @@ class GatewayConfig(_Spec):
         if not value:
             raise ConfigError(f"{key}: the environment variable {variable} is not set")
         return value
+
+
+def waits_for_restart(running: GatewayConfig, wanted: GatewayConfig) -> list[str]:
+    """Name the tables in which a configuration differs from the running one and that are read at the start
+    alone: all but `[[instances]]`.
+    """
+    names = [name for name in GatewayConfig.model_fields if getattr(running, name) != getattr(wanted, name)]
+    return [f"[{name}]" if name in _TABLES else name for name in names if name != "instances"]
 
 
 def parse_instance(data: Mapping[str, Any], *, where: str) -> InstanceSpec:

@@ -79,6 +79,11 @@ class Driver:
         self._idle_wakes = 0
 
     @property
+    def reads_prefixes(self) -> bool:
+        """Whether the policy looks at `Request.prefix`."""
+        return self._policy.reads_prefixes
+
+    @property
     def requests(self) -> int:
         """How many requests are not over."""
         return len(self._waiters)

@@ -15,6 +15,7 @@ from typing import Self
 
 from headway.core.cluster import ClusterPolicy, create_cluster
 from headway.core.cluster.compose import Disaggregated
+from headway.core.cluster.paired import Paired
 from headway.core.errors import ConfigError
 from headway.core.events import Event
 from headway.hosts.gateway.access import Keys
@@ -29,7 +30,6 @@ from headway.hosts.gateway.logs import AccessLog, logging_as_json
 from headway.hosts.gateway.metrics import Metrics
 from headway.hosts.gateway.observer import Observer as PageObserver
 from headway.hosts.gateway.page import Page, page_is_public
-from headway.hosts.gateway.paired import Paired
 from headway.hosts.gateway.passthrough import Passthrough
 from headway.hosts.gateway.protocol import Handler, HttpRequest, HttpResponse
 from headway.hosts.gateway.server import PublicSide

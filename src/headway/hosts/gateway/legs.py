@@ -111,6 +111,11 @@ class Legs:
             self._feed(PrefillDone(flight.request.id))
         worker.inference.prefilled(flight.request.id)
 
+    def kv_has_expired(self, flight: Flight) -> bool:
+        """Whether the engine that computed the prompt may have given its KV away since."""
+        done_s = flight.prefill_done_s
+        return done_s is not None and self._clock() - done_s > self._limits.kv_lease_s
+
     @asynccontextmanager
     async def _open(
         self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes

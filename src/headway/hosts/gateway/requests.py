@@ -26,8 +26,10 @@ RESERVED = (
     "kv_transfer_params",
     "routed_dp_rank",
 )
+#: As a header. In silence it would be ignored, and who pins a rank believes to be on it.
+RESERVED_HEADER = "x-data-parallel-rank"
 #: What a part of a message that is not text (an image, a sound) counts as, in bytes of text.
-OTHER_PART_BYTES = 2048
+OTHER_PART = bytes(2048)
 
 TTFT_HEADERS = ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms")
 TPOT_HEADERS = ("x-slo-tpot-ms", "x-llm-d-slo-tpot-ms")
@@ -57,6 +59,7 @@ class _Fields(msgspec.Struct, kw_only=True):
 class _Message(msgspec.Struct):
     role: str
     content: _Unread = _ABSENT
+    tool_calls: _Unread = _ABSENT
 
 
 class _Chat(_Fields, kw_only=True):
@@ -81,8 +84,9 @@ _parts = msgspec.json.Decoder(list[_Part])
 class Call(msgspec.Struct, frozen=True):
     """A client's request for a generation, checked.
 
-    `texts`: the parts of the prompt, JSON-escaped in UTF-8. `token_ids`: how many the client sent instead of
-    text, else None. `max_tokens`: the client's limit on the output.
+    `texts`: the parts of the prompt, JSON-escaped in UTF-8, a chat's tools first. `roles`: who says each text
+    of a single prompt; empty when there are several. `token_ids`: how many the client sent instead of text,
+    else None; `ids`: those of a single prompt. `max_tokens`: the client's limit on the output.
     """
 
     path: str
@@ -91,7 +95,9 @@ class Call(msgspec.Struct, frozen=True):
     stream: bool
     max_tokens: int | None
     texts: tuple[bytes, ...]
+    roles: tuple[str, ...] = ()
     token_ids: int | None = None
+    ids: tuple[int, ...] = ()
 
     @property
     def prompt_bytes(self) -> int:
@@ -106,7 +112,7 @@ def read_call(path: str, body: bytes) -> Call:
             body.decode()
         if path.endswith("/chat/completions"):
             chat = _chat.decode(body)
-            return _call(path, body, chat, _chat_texts(chat), None)
+            return _call(path, body, chat, *_chat_texts(chat))
         completion = _completion.decode(body)
         return _call(path, body, completion, *_prompt(completion.prompt))
     except UnicodeDecodeError:
@@ -117,7 +123,15 @@ def read_call(path: str, body: bytes) -> Call:
         raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
 
 
-def _call(path: str, body: bytes, fields: _Fields, texts: tuple[bytes, ...], ids: int | None) -> Call:
+def _call(
+    path: str,
+    body: bytes,
+    fields: _Fields,
+    texts: tuple[bytes, ...],
+    roles: tuple[str, ...],
+    token_ids: int | None = None,
+    ids: tuple[int, ...] = (),
+) -> Call:
     for name in RESERVED:
         if getattr(fields, name) is not _ABSENT:
             raise bad_request(f"The field {name!r} is the gateway's to set.", param=name)
@@ -126,7 +140,7 @@ def _call(path: str, body: bytes, fields: _Fields, texts: tuple[bytes, ...], ids
         if value is not None and value < 1:
             raise bad_request(f"{name} must be at least 1, got {value}.", param=name)
     limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
-    return Call(path, body, fields.model, bool(fields.stream), limit, texts, ids)
+    return Call(path, body, fields.model, bool(fields.stream), limit, texts, roles, token_ids, ids)
 
 
 def _wrong_type(message: str) -> Refusal:
@@ -136,49 +150,59 @@ def _wrong_type(message: str) -> Refusal:
     return bad_request(f"{what}{f' (at {param})' if param else ''}.", param=param)
 
 
-def _chat_texts(chat: _Chat) -> tuple[bytes, ...]:
+def _chat_texts(chat: _Chat) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+    """Return the texts and the role of each. Templates put the tools before the messages."""
     if not chat.messages:
         raise bad_request("messages must not be empty.", param="messages")
     texts: list[bytes] = []
-    for number, message in enumerate(chat.messages):
-        if not isinstance(message.content, msgspec.UnsetType):
-            texts += _content(bytes(message.content), number)
+    roles: list[str] = []
     if not isinstance(chat.tools, msgspec.UnsetType):
         texts.append(bytes(chat.tools))
-    return tuple(texts)
+        roles.append("")
+    for number, message in enumerate(chat.messages):
+        said: list[bytes] = []
+        if not isinstance(message.content, msgspec.UnsetType):
+            said = _content(bytes(message.content), number)
+        if not isinstance(message.tool_calls, msgspec.UnsetType):
+            said.append(bytes(message.tool_calls))
+        texts += said
+        roles += [message.role] * len(said)
+    return tuple(texts), tuple(roles)
 
 
 def _content(content: bytes, number: int) -> list[bytes]:
     if content[:1] == b'"':
         return [content[1:-1]]
     if content[:1] == b"[":
-        return [
-            bytes(OTHER_PART_BYTES) if p.text is None else p.text.encode() for p in _parts.decode(content)
-        ]
+        return [OTHER_PART if p.text is None else p.text.encode() for p in _parts.decode(content)]
     if content == b"null":
         return []
     raise bad_request("content must be a string or a list of parts.", param=f"messages[{number}].content")
 
 
-def _prompt(prompt: str | list[Any]) -> tuple[tuple[bytes, ...], int | None]:
+def _prompt(
+    prompt: str | list[Any],
+) -> tuple[tuple[bytes, ...], tuple[str, ...], int | None, tuple[int, ...]]:
     """A text, texts, token ids or lists of them: one request to the scheduler, as long as all together."""
     if isinstance(prompt, str):
-        return (prompt.encode(),), None
+        return (prompt.encode(),), ("",), None, ()
     if prompt and all(isinstance(each, str) for each in prompt):
-        return tuple(each.encode() for each in prompt), None
+        return tuple(each.encode() for each in prompt), (), None, ()
     nested = all(isinstance(each, list) for each in prompt)
     ids = [number for each in prompt for number in each] if nested else prompt
     if not ids or not all(type(number) is int and number >= 0 for number in ids):
         raise bad_request("prompt must be a text, texts or token ids, and not empty.", param="prompt")
-    return (), len(ids)
+    return (), (), len(ids), () if nested else tuple(ids)
 
 
 def read_targets(headers: Mapping[str, str], default: Slo) -> tuple[Slo, int]:
     """Read latency targets and priority from a request's headers.
 
     Raises Refusal (400) for a target that is no positive number of milliseconds, or a priority that is no
-    whole number.
+    whole number, or a rank that the client wants to choose.
     """
+    if RESERVED_HEADER in headers:
+        raise bad_request(f"The header {RESERVED_HEADER} is the gateway's to set.", param=RESERVED_HEADER)
     ttft_ms = _milliseconds(headers, TTFT_HEADERS)
     tpot_ms = _milliseconds(headers, TPOT_HEADERS)
     slo = default

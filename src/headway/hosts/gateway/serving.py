@@ -23,6 +23,7 @@ from headway.hosts.gateway.errors import Refusal, bad_request, model_not_found, 
 from headway.hosts.gateway.flight import Flight, LegError, RecalledError
 from headway.hosts.gateway.legs import EngineSaysNo, Legs
 from headway.hosts.gateway.lengths import Lengths
+from headway.hosts.gateway.prefixes import prefix_of
 from headway.hosts.gateway.requests import Call
 from headway.hosts.gateway.tracing import Trace, Tracing
 from headway.hosts.gateway.transport import Sink, Transport
@@ -93,7 +94,8 @@ class Serving:
         passed_on = self._to_engines(headers, trace)
         # Two clients may choose one id; engines and policies need one for each request.
         name = f"{request_id}-{next(self._numbers)}"
-        request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens)
+        prefix, block_tokens = prefix_of(call, tokens) if self._driver.reads_prefixes else ((), 0)
+        request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens, prefix, block_tokens)
         self.buffer.admit(tokens, len(call.body))
         self._budget.earn()
         return Flight(request, call, passed_on, sink, role_of=self._role_of, clock=self._clock, trace=trace)

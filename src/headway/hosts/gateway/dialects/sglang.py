@@ -1,9 +1,9 @@
 """SGLang: the rank in the body, and prefill and decode at once, joined by a bootstrap room.
 
 P/D. Both servers get the same request with the address of the prefill server's bootstrap and a random
-room; the decode server fetches the KV when it is ready. So both must be placed at dispatch: `paired.py`
-does that with the same policies. The prefill leg's answer is of no use but for its first byte; the
-client's answer is the decode leg's.
+room; the decode server fetches the KV when it is ready. So both must be placed at dispatch:
+`core/cluster/paired.py` does that with the same policies. The prefill leg's answer is of no use but for
+its first byte; the client's answer is the decode leg's.
 
 The two legs live and die together: if one fails before the client has a byte, or the request is taken
 back, the other is cut at once, for a leg whose partner is gone would hold its slot for minutes.

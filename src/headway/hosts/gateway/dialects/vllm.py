@@ -3,7 +3,8 @@
 P/D. The prefill leg is the request with one token to generate and no stream; its answer carries
 `kv_transfer_params` that tell the decode engine where the KV is, and are copied into the decode leg
 unread. The decode engine is chosen only then. A client that goes away while its prefill runs cuts that
-leg, and vLLM drops the request.
+leg, and vLLM drops the request; one that goes between the legs leaves its KV pinned until vLLM's lease is
+over (docs/gateway.md). KV whose lease may be over is not used: its blocks may be another prompt's by now.
 """
 
 import msgspec
@@ -47,6 +48,8 @@ async def prefill_then_decode(legs: Legs, flight: Flight) -> None:
     except msgspec.DecodeError:
         raise LegError(f"{worker.name}: the prefill's answer is not JSON", worker=worker) from None
     worker, dispatch = await legs.place(flight, Role.DECODE)
+    if legs.kv_has_expired(flight):
+        raise LegError("the KV waited too long for a decode engine", status=503)
     body = flight.call.body
     if params != b"null":  # engines that share a KV store hand nothing over
         body = splice(body, b'"kv_transfer_params":' + params)

@@ -27,26 +27,29 @@ class Paired(Disaggregated):
         """See `ClusterPolicy.handle`."""
         match event:
             case PrefillDone():
-                return self.prefill.handle(event, now) + self.decode.handle(event, now)
+                actions = self._both(event, now)
             case Cancelled(request_id) | Finished(request_id):
                 self._forget(request_id)
-                return self.prefill.handle(event, now) + self.decode.handle(event, now)
+                actions = self._both(event, now)
             case Failed(request_id):
                 actions = self._both_failed(event, request_id, now)
             case _:
                 actions = super().handle(event, now)
         return self._pair(actions, now)
 
+    def _both(self, event: Event, now: float) -> list[Action]:
+        """Tell both pools. The room a request leaves may be given to others at once: no action may be lost."""
+        return self.prefill.handle(event, now) + self.decode.handle(event, now)
+
     def _both_failed(self, event: Failed, request_id: str, now: float) -> list[Action]:
         """Give back both places; a request that may be retried waits for a prefill again."""
         request = self._requests.get(request_id)
-        self.prefill.handle(Cancelled(request_id), now)
-        self.decode.handle(Cancelled(request_id), now)
+        actions = self._both(Cancelled(request_id), now)
         self._decoding.discard(request_id)
         if request is None or not event.retry:
             self._forget(request_id)
-            return []
-        return self.prefill.handle(Arrived(request), now)
+            return actions
+        return actions + self.prefill.handle(Arrived(request), now)
 
     def _pair(self, actions: list[Action], now: float) -> list[Action]:
         """Follow each action of one pool with what it means for the other."""
@@ -58,37 +61,35 @@ class Paired(Disaggregated):
             elif isinstance(action, Recall):
                 paired += self._recalled(action, now)
             elif isinstance(action, Reject):
-                self._refused(action.request_id, now)
+                paired += self._refused(action.request_id, now)
         return paired
 
     def _place_decode(self, request_id: str, now: float) -> list[Action]:
         self._decoding.add(request_id)
         actions = self.decode.handle(Arrived(self._requests[request_id]), now)
         if any(isinstance(action, Reject) for action in actions):
-            self._refused(request_id, now)
+            actions = actions + self._refused(request_id, now)
         return self._note(actions)
 
     def _recalled(self, action: Recall, now: float) -> list[Action]:
         """Withdraw the decode leg of a recalled prefill leg, and the other way round."""
         request = self._requests.get(action.request_id)
         if self._is_prefill(action):
-            self.decode.handle(Cancelled(action.request_id), now)
             self._decoding.discard(action.request_id)
-            return []
-        self.prefill.handle(Cancelled(action.request_id), now)
-        self.decode.handle(Cancelled(action.request_id), now)
+            return self.decode.handle(Cancelled(action.request_id), now)
+        actions = self._both(Cancelled(action.request_id), now)
         self._decoding.discard(action.request_id)
-        again = self.prefill.handle(Arrived(request), now) if request is not None else []
-        return self._pair(again, now)
+        if request is not None:
+            actions = actions + self.prefill.handle(Arrived(request), now)
+        return self._pair(actions, now)
 
     def _is_prefill(self, action: Dispatch | Recall) -> bool:
         return self._pool_of.get(action.instance) is self.prefill
 
-    def _refused(self, request_id: str, now: float) -> None:
+    def _refused(self, request_id: str, now: float) -> list[Action]:
         """Give back what a refused request holds in either pool."""
         self._forget(request_id)
-        self.prefill.handle(Cancelled(request_id), now)
-        self.decode.handle(Cancelled(request_id), now)
+        return self._pair(self._both(Cancelled(request_id), now), now)
 
     def _arrived(self, event: Arrived, request: Request, now: float) -> list[Action]:
         if not self.decode.ledger.fits(request):

@@ -1,0 +1,153 @@
+"""The driver of a vLLM scheduler, the only file here that touches the batch policy: ask, measure, learn,
+tell.
+
+Whatever goes wrong in here is counted, logged once, and leaves the step to vLLM: the engine is never taken
+down by what only improves it.
+"""
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import Logger
+from typing import Any
+
+from headway.core.batch import BatchPolicy
+from headway.hosts.vllm.reports import Shown, Tally
+from headway.hosts.vllm.settings import VllmSettings
+from headway.hosts.vllm.slo import DISPATCH
+from headway.hosts.vllm.steering import Applied, steer
+from headway.hosts.vllm.steps import Steps
+from headway.hosts.vllm.view import Adopter, View
+
+__all__ = ["Driver"]
+
+#: Steps in a row that planned prompts and ran none, after which vLLM has one step to itself: it may have
+#: reasons that no view shows (encoder budgets, adapters, connectors).
+_UNMET_STEPS = 8
+
+
+class Driver:
+    """Between one vLLM scheduler and one batch policy. Times are `time.monotonic()`."""
+
+    def __init__(self, scheduler: Any, settings: VllmSettings, rank: int, log: Logger) -> None:
+        self.policy: BatchPolicy = settings.make_policy(random.Random(f"{settings.seed}/batch/{rank}"))
+        self.tally = Tally()
+        self._scheduler = scheduler
+        self._adopter = Adopter(settings.slo)
+        self._steps = Steps()
+        self._log = log
+        self._logged = False
+        self._planned = False  # prompts, in the step that is being scheduled
+        self._unmet = 0
+        self._leave_alone = False
+        self._schedule_s = 0.0
+        self._applied: Applied | None = None
+
+    # The calls of a step, in order
+
+    def before(self, *, throttled: bool) -> None:
+        """Steer the coming step, or leave it to vLLM."""
+        self._schedule_s = now = time.monotonic()
+        self._planned = False
+        scheduler = self._scheduler
+        if throttled or self._leave_alone or scheduler.pause_state.value:
+            self._leave_alone = False
+            return
+        with self.guarded():
+            view = View(scheduler, self._adopter, self._steps.ended_s or now)
+            if view.is_idle():
+                return
+            plan = self.policy.plan(view, now + self._left_s(now))
+            steering = steer(plan, view, scheduler)
+            self._planned = bool(plan.prefills)
+            if steering is not None:
+                self.tally.steered += 1
+                self.tally.sat_out += len(steering.sit_out)
+                self._applied = Applied(scheduler, steering)
+
+    def restore(self) -> None:
+        """Take the steering back, whatever became of the step."""
+        applied, self._applied = self._applied, None
+        if applied is not None:
+            with self.guarded():
+                applied.undo()
+
+    def after(self, output: Any) -> None:
+        """Take in what vLLM scheduled."""
+        with self.guarded():
+            scheduler = self._scheduler
+            step = self._steps.begin(output, scheduler.requests, scheduler.num_spec_tokens, self._schedule_s)
+            ran = step.prompt_tokens > 0
+            self._unmet = self._unmet + 1 if self._planned and not ran else 0
+            self._leave_alone = self._unmet >= _UNMET_STEPS or (self._planned and not step.new_tokens)
+            if self._leave_alone:
+                self.tally.left_alone += 1
+                self._unmet = 0
+
+    def ended(self, output: Any) -> tuple[int, float] | None:
+        """Learn from a step that ended now; return its prompt tokens and duration, if it ran anything."""
+        now = time.monotonic()
+        with self.guarded():
+            found = self._steps.end(output, now)
+            if found is None or not found[0].new_tokens:
+                return None
+            step, duration_s = found
+            self.policy.observe(step.lasted(duration_s), now)
+            self.tally.count(step.prompt_tokens, step.decodes, duration_s)
+            return step.prompt_tokens, duration_s
+        return None
+
+    # What the scheduler tells besides
+
+    def left(self) -> None:
+        """Note whether there is work to go on with."""
+        self._steps.leave(work_left=bool(self._scheduler.has_unfinished_requests()))
+
+    def dispatch_of(self, inner: Any) -> int | None:
+        """Return the number of the dispatch that brought a request; remember the request."""
+        self._adopter.work_of(inner)
+        params = inner.sampling_params
+        number = (params.extra_args or {}).get(DISPATCH) if params is not None else None
+        return number if isinstance(number, int) and number > 0 else None
+
+    def shown(self) -> Shown:
+        """Say how the rank stands."""
+        now = time.monotonic()
+        scheduler = self._scheduler
+        self.tally.slo_ignored = self._adopter.slo_ignored
+        view = View(scheduler, self._adopter, self._steps.ended_s or now)
+        running, waiting = scheduler.get_request_counts()
+        queued = sum([work.todo_tokens for work in view.prefilling])
+        queued += sum([work.todo_tokens for work in view.waiting])
+        pool = scheduler.kv_cache_manager.block_pool
+        return Shown(
+            queued_tokens=queued,
+            kv_blocks=max(pool.num_gpu_blocks - 1 - view.free_blocks, 0),  # one is vLLM's null block
+            running=running,
+            waiting=waiting,
+            pab_tokens=self.policy.admission_budget(view, now),
+        )
+
+    def _left_s(self, now: float) -> float:
+        """Seconds until the step under way ends, where the next one is scheduled while it runs."""
+        step = self._steps.latest
+        believed = getattr(self.policy, "step_time", None)
+        if step is None or believed is None:
+            return 0.0
+        whole_s: float = believed.predict(step.new_tokens, step.decodes, step.context_tokens, step.attention)
+        return max(0.0, max(step.scheduled_s, self._steps.ended_s) + whole_s - now)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Keep a failure of ours from the engine."""
+        try:
+            yield
+        except Exception:
+            self.tally.failures += 1
+            if not self._logged:
+                self._logged = True
+                self._log.exception(
+                    "headway failed, and this step is vLLM's own. Further failures are only counted "
+                    "(headway_failures_total). Please report it"
+                )

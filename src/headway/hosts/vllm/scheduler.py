@@ -1,0 +1,162 @@
+"""vLLM's schedulers with a batch policy in front: `--scheduler-cls headway.hosts.vllm.FairScheduler`.
+
+`FairScheduler` is for synchronous scheduling (the CPU), `AsyncFairScheduler` for asynchronous scheduling
+(what GPUs run by default). Which policy it is, is a setting. Of vLLM's methods five are wrapped, each by a
+call before or after; `schedule()` is steered (`steering.py`), never copied.
+"""
+
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from headway.core.errors import ConfigError
+from headway.hosts.vllm.driver import Driver
+from headway.hosts.vllm.hub import Hub
+from headway.hosts.vllm.reports import Reporter, Up, address
+from headway.hosts.vllm.settings import VllmSettings, read
+
+__all__ = ["AsyncFairScheduler", "FairScheduler"]
+
+# vLLM prints what comes from its own loggers.
+_log = init_logger("vllm.headway")
+
+
+class _Fair:
+    """The mixin. Everything of ours is in `headway`, so that no name meets one of vLLM's."""
+
+    headway: "Plug"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        try:
+            self.headway = Plug(self)
+        except ConfigError as error:
+            _log.error("%s", error)
+            raise
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Form a step. Arguments as vLLM has them: only whether prefills are throttled is looked at."""
+        throttled = bool(args[0] if args else kwargs.get("throttle_prefills", False))
+        driver = self.headway.driver
+        driver.before(throttled=throttled)
+        try:
+            output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            driver.restore()
+        driver.after(output)
+        self.headway.began(output)
+        return output
+
+    def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take in what a step brought."""
+        ran = self.headway.driver.ended(scheduler_output)
+        outputs = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+        self.headway.ended(ran)
+        return outputs
+
+    def add_request(self, request: Any) -> None:
+        """Take in a request."""
+        super().add_request(request)  # type: ignore[misc]
+        self.headway.received(request)
+
+    def finish_requests(self, *args: Any, **kwargs: Any) -> Any:
+        """Let go of requests from outside: an abort, most often."""
+        finished = super().finish_requests(*args, **kwargs)  # type: ignore[misc]
+        self.headway.left()
+        return finished
+
+    def shutdown(self) -> None:
+        """End."""
+        self.headway.close()
+        super().shutdown()  # type: ignore[misc]
+
+
+class FairScheduler(_Fair, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler under a batch policy."""
+
+
+class AsyncFairScheduler(_Fair, AsyncScheduler):  # type: ignore[misc]
+    """vLLM's asynchronous scheduler under a batch policy."""
+
+
+class Plug:
+    """What a scheduler of ours has beside vLLM's: its driver, and how it tells of itself."""
+
+    def __init__(self, scheduler: Any) -> None:
+        config = scheduler.vllm_config
+        settings = read(config.additional_config)
+        self.rank: int = config.parallel_config.data_parallel_index
+        self.driver = Driver(scheduler, settings, self.rank, _log)
+        self._scheduler = scheduler
+        self._up = _up(scheduler, self.rank)
+        self._hub = self._make_hub(settings, config.instance_id)
+        self._reporter = Reporter(address(config.instance_id, "reports"))
+        self._reporter.up(self._up)
+        _log.info("Headway: %s, targets TTFT %gs TPOT %gs", settings.policy, settings.ttft_s, settings.tpot_s)
+
+    def _make_hub(self, settings: VllmSettings, instance_id: str) -> Hub | None:
+        if self.rank != 0:
+            return None
+        reports, stats = address(instance_id, "reports"), address(instance_id, "stats")
+        hub = Hub(settings.name, reports, stats, settings.events, settings.snapshots, _log)
+        if hub.endpoint:
+            _log.info("Headway: pass events at %s, snapshots at %s", hub.endpoint, hub.snapshot_endpoint)
+        hub.start()
+        return hub
+
+    def received(self, request: Any) -> None:
+        """Note a request, and the number of the dispatch that brought it."""
+        with self.driver.guarded():
+            number = self.driver.dispatch_of(request)
+            if number is not None:
+                self._reporter.received(number)
+
+    def began(self, output: Any) -> None:
+        """Tell the ranks that march along that this one runs a step."""
+        if self._up.lockstep and output.total_num_scheduled_tokens:
+            with self.driver.guarded():
+                self._reporter.started(self.rank)
+
+    def ended(self, ran: tuple[int, float] | None) -> None:
+        """Tell of a step that ended, if it ran anything."""
+        with self.driver.guarded():
+            self.driver.left()
+            if ran is not None:
+                self._tell(ran)
+
+    def left(self) -> None:
+        """Requests were withdrawn. If none is left, no step will end and tell."""
+        with self.driver.guarded():
+            self.driver.left()
+            if not self._scheduler.has_unfinished_requests():
+                self._tell(None)
+
+    def _tell(self, ran: tuple[int, float] | None) -> None:
+        step_time = getattr(self.driver.policy, "step_time", None)
+        self._reporter.ended(self.rank, self.driver.shown(), self.driver.tally, ran, step_time)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._reporter.close()
+        if self._hub is not None:
+            self._hub.close()
+
+
+def _up(scheduler: Any, rank: int) -> Up:
+    config = scheduler.vllm_config
+    transfer = config.kv_transfer_config
+    roles = {"kv_producer": "prefill", "kv_consumer": "decode"}
+    parallel = config.parallel_config
+    return Up(
+        rank=rank,
+        ranks=parallel.data_parallel_size,
+        role=roles.get(getattr(transfer, "kv_role", None) or "", "aggregated"),
+        chunk_tokens=scheduler.max_num_scheduled_tokens,
+        kv_blocks=config.cache_config.num_gpu_blocks,
+        block_tokens=scheduler.block_size,
+        max_running=scheduler.max_num_running_reqs,
+        # Only the experts of a mixture make ranks wait for one another.
+        lockstep=parallel.data_parallel_size > 1,
+    )

@@ -1,0 +1,222 @@
+"""Decides how a plan is brought about with the few hooks of vLLM's `schedule()`, which is never copied.
+
+vLLM walks `running` in list order, then `waiting` from its front, and gives each request all the tokens it
+can take until the step's budget is used up. So:
+
+Rule 1. A plan that takes all that vLLM would take, in vLLM's order, changes nothing: the step is vLLM's own.
+Rule 2. Otherwise the budget (`max_num_scheduled_tokens`) is the sum of what is planned; decodes go to the
+        front of `running`, the planned prompts behind them in the order of the plan, and the planned waiting
+        requests to the front of `waiting` (not under the priority policy: vLLM's order of priorities stands,
+        and the plan says only how much).
+Rule 3. A decode that is to sit out, and a prompt begun that is not planned, are made ineligible for this one
+        step (`next_decode_eligible_step`). They keep their KV.
+Rule 4. vLLM serves prompts begun before waiting ones, and cuts only the last. Where the plan cuts a prompt
+        begun and has waiting ones beside it, the cut is made with `long_prefill_token_threshold`, which caps
+        every prompt of the step, if no other would feel it. Else the prompt sits this step out: the tokens
+        that the plan had left over for it are lost, the order is kept.
+Rule 5. Where prompts must not be cut (`enable_chunked_prefill` off), order and sitting out are all that is
+        done: a budget below the next prompt's length would keep it out for ever.
+
+Approximate by nature: what the prefix cache holds of a waiting prompt, what LoRA, encoder budgets, connectors
+or a grammar keep vLLM from starting, and preemption. The tokens freed or not wanted go to the next in order.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+from headway.core.batch import Plan
+from headway.hosts.vllm.view import View, comes_from_elsewhere
+
+__all__ = ["Applied", "Steering", "steer"]
+
+#: How far from the front requests are looked for whose KV is elsewhere.
+_LOOKAHEAD = 64
+
+
+@dataclass(slots=True)
+class Steering:
+    """What to set for one step: vLLM's requests, in the order they are to be looked at.
+
+    `budget`, `threshold`: tokens; None leaves vLLM's. `prompts`: those of `running`, to come last there.
+    """
+
+    budget: int | None = None
+    threshold: int | None = None
+    prompts: list[Any] = field(default_factory=list)
+    waiting: list[Any] = field(default_factory=list)
+    sit_out: list[Any] = field(default_factory=list)
+
+
+def steer(plan: Plan, view: View, scheduler: Any) -> Steering | None:
+    """Return what to set for the plan; None where vLLM's own schedule is the plan (rule 1)."""
+    skipped = {id(work) for work in (plan.skipped if plan.decode else view.decodes)}
+    if not skipped and _takes_all(plan, view):
+        return None
+    budget = sum([work.step_tokens for work in view.decodes if id(work) not in skipped])
+    budget += sum([chunk for _, chunk in plan.prefills])
+    if not budget:
+        return None  # a plan of nothing: vLLM knows better
+    steering = Steering(budget + view.ahead_tokens)
+    running = zip(view.decodes, view.decodes_running, strict=True)
+    steering.sit_out = [inner for work, inner in running if id(work) in skipped]
+    chunked = scheduler.scheduler_config.enable_chunked_prefill
+    _order_prompts(steering, plan, view, scheduler, may_cut=chunked)
+    _fetch_from_elsewhere(steering, scheduler)
+    if not chunked:
+        steering.budget = None
+    return steering
+
+
+class Applied:
+    """A steering in force, from its construction to `undo()`, which puts everything back."""
+
+    __slots__ = ("_budget", "_eligible", "_places", "_running", "_scheduler", "_threshold")
+
+    def __init__(self, scheduler: Any, steering: Steering) -> None:
+        config = scheduler.scheduler_config
+        self._scheduler = scheduler
+        self._budget: int = scheduler.max_num_scheduled_tokens
+        self._threshold: int = config.long_prefill_token_threshold
+        self._eligible = [(inner, inner.next_decode_eligible_step) for inner in steering.sit_out]
+        self._running = list(scheduler.running) if steering.prompts else None
+        self._places: list[tuple[int, Any]] = []
+        try:
+            self._apply(scheduler, steering)
+        except BaseException:
+            self.undo()
+            raise
+
+    def _apply(self, scheduler: Any, steering: Steering) -> None:
+        self._places = _move_to_front(scheduler.waiting, steering.waiting)
+        if self._running is not None:
+            last = {id(inner) for inner in steering.prompts}
+            first = [inner for inner in self._running if id(inner) not in last]
+            scheduler.running[:] = first + steering.prompts
+        if steering.budget is not None:
+            scheduler.max_num_scheduled_tokens = min(self._budget, steering.budget)
+        if steering.threshold is not None:
+            scheduler.scheduler_config.long_prefill_token_threshold = steering.threshold
+        for inner, step in self._eligible:  # `schedule()` counts the step before it compares
+            inner.next_decode_eligible_step = max(step, scheduler.current_step + 2)
+
+    def undo(self) -> None:
+        """Put back what was changed, but for what vLLM did meanwhile."""
+        scheduler = self._scheduler
+        scheduler.max_num_scheduled_tokens = self._budget
+        scheduler.scheduler_config.long_prefill_token_threshold = self._threshold
+        for inner, step in self._eligible:
+            inner.next_decode_eligible_step = step
+        if self._running is not None:
+            _put_back_running(scheduler, self._running)
+        _put_back_waiting(scheduler.waiting, self._places)
+
+
+def _takes_all(plan: Plan, view: View) -> bool:
+    """Whether vLLM, left alone, would do what the plan says."""
+    prefills = plan.prefills
+    whole = all(chunk >= work.todo_tokens for work, chunk in prefills)
+    own = list(islice(chain(view.prefilling, view.waiting), len(prefills) + 1))
+    if whole and len(own) <= len(prefills):
+        return True  # every prompt there is, all of it
+    if any(work is not other for (work, _), other in zip(prefills, own, strict=False)):
+        return False
+    begins = len(prefills) - len(view.prefilling)
+    if whole and begins >= view.free_seats and begins >= 0:
+        return True
+    return len(view.decodes) + sum([chunk for _, chunk in prefills]) >= view.token_cap
+
+
+def _order_prompts(steering: Steering, plan: Plan, view: View, scheduler: Any, *, may_cut: bool) -> None:
+    """Put the prompts in order; hold back those begun that are not planned, or cannot be cut (rules 2 to
+    4).
+    """
+    inners = {id(work): inner for work, inner in zip(view.prefilling, view.prompts_running, strict=True)}
+    begun = [(work, chunk) for work, chunk in plan.prefills if id(work) in inners]
+    waiting = [(work, chunk) for work, chunk in plan.prefills if id(work) not in inners]
+    run = []
+    for place, (work, chunk) in enumerate(begun):
+        is_last = place == len(begun) - 1 and not waiting
+        if (
+            chunk < work.todo_tokens
+            and may_cut
+            and not is_last
+            and not _cap(steering, plan, chunk, scheduler)
+        ):
+            assert steering.budget is not None
+            steering.budget -= chunk
+            continue
+        run.append(inners.pop(id(work)))
+    held = list(inners.values())
+    steering.prompts = run + held
+    steering.sit_out += held
+    if isinstance(scheduler.waiting, deque):
+        requests = scheduler.requests
+        steering.waiting = [requests[work.request.id] for work, _ in waiting]
+
+
+def _cap(steering: Steering, plan: Plan, chunk: int, scheduler: Any) -> bool:
+    """Cap every prompt of the step at `chunk`, if only the one it is meant for feels it."""
+    config = scheduler.scheduler_config
+    own: int = config.long_prefill_token_threshold
+    if getattr(config, "long_prefill_token_threshold_adaptive", False) or 0 < own < chunk:
+        return False
+    if any(other > chunk for _, other in plan.prefills):
+        return False
+    steering.threshold = chunk
+    return True
+
+
+def _fetch_from_elsewhere(steering: Steering, scheduler: Any) -> None:
+    """Let vLLM start the transfers of requests whose KV is elsewhere: they take no tokens, and no plan should
+    hold them up. But vLLM looks at waiting requests only while a token is left.
+    """
+    if scheduler.connector is None or not isinstance(scheduler.waiting, deque):
+        return
+    coming = [inner for inner in islice(scheduler.waiting, _LOOKAHEAD) if comes_from_elsewhere(inner)]
+    if coming and steering.budget is not None:
+        steering.budget += 1
+        planned = {id(inner) for inner in coming}
+        steering.waiting = coming + [inner for inner in steering.waiting if id(inner) not in planned]
+
+
+def _move_to_front(queue: Any, wanted: list[Any]) -> list[tuple[int, Any]]:
+    """Bring the requests to the front in this order; return where each was, in order of place."""
+    if not wanted or all(inner is other for inner, other in zip(wanted, queue, strict=False)):
+        return []
+    missing = {id(inner) for inner in wanted}
+    places = []
+    for place, inner in enumerate(queue):
+        if id(inner) in missing:
+            places.append((place, inner))
+            if len(places) == len(wanted):
+                break
+    for place, _ in reversed(places):
+        del queue[place]
+    there = {id(inner) for _, inner in places}  # one that vLLM keeps in another queue stays there
+    queue.extendleft([inner for inner in reversed(wanted) if id(inner) in there])
+    return places
+
+
+def _put_back_waiting(queue: Any, places: list[tuple[int, Any]]) -> None:
+    """Put those that did not begin where they were: else the queue is not first come first any more."""
+    stayed, began = [], 0
+    for place, inner in places:
+        try:
+            queue.remove(inner)
+        except ValueError:
+            began += 1
+        else:
+            stayed.append((place - began, inner))
+    for place, inner in stayed:
+        queue.insert(place, inner)
+
+
+def _put_back_running(scheduler: Any, order: list[Any]) -> None:
+    """Restore the order of admission: the last is who vLLM preempts first."""
+    running = scheduler.running
+    still = {id(inner) for inner in running}
+    known = {id(inner) for inner in order}
+    new = [inner for inner in running if id(inner) not in known]
+    running[:] = [inner for inner in order if id(inner) in still] + new

@@ -1,0 +1,274 @@
+"""vLLM's real schedulers under a batch policy: what a step runs, step by step, in literal times."""
+
+import logging
+import random
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from scheduler_kit import Bench
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
+
+from headway.core.batch import Plan, StepReport
+from headway.core.errors import ConfigError
+from headway.hosts.vllm import AsyncFairScheduler, FairScheduler, driver, view
+
+LAX = {"ttft_s": 600.0, "tpot_s": 60.0}
+
+
+class Clock(SimpleNamespace):
+    """Stands still until it is told."""
+
+    s = 1000.0
+
+    def monotonic(self):
+        return self.s
+
+    def time(self):
+        return self.s + 1e9
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    for module in (driver, view):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = []
+
+    def make(cls=FairScheduler, **options):
+        made.append(Bench(tmp_path, cls, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def knows(bench, a_s=0.010, b_s=0.0001, c_s=0.0, most=4096):
+    """Let the policy have learned that a step takes `a + b·new + c·context`, and stop it learning."""
+    policy = bench.scheduler.headway.driver.policy
+    rng = random.Random(1)
+    for n in range(64):
+        decodes, context = rng.randrange(1, 17), rng.randrange(1000)
+        prompt = rng.randrange(16, most) if n % 2 else 0
+        prompt = most if n == 63 else prompt
+        new = decodes + prompt
+        policy.observe(StepReport(new, decodes, context, 0.0, a_s + b_s * new + c_s * context), 0.0)
+    policy.observe = lambda step, now: None
+    return policy
+
+
+def tally(bench):
+    return bench.scheduler.headway.driver.tally
+
+
+# A step
+
+
+def test_nothing_bound_is_vllms_own_schedule(bench):
+    for is_async in (False, True):
+        for options in ({}, {"policy": "priority"}, {"caching": True}, {"blocks": 60}, {"seats": 3}):
+            ours, theirs = (AsyncFairScheduler, AsyncScheduler) if is_async else (FairScheduler, Scheduler)
+            steps = []
+            for cls in (ours, theirs):
+                it = bench(cls, headway=LAX, **options)
+                if cls is ours:
+                    knows(it)
+                steps.append(list(_run(it, random.Random(7), in_flight=2 if is_async else 1)))
+            assert steps[0] == steps[1], (ours, options)
+
+
+def _run(bench, rng, in_flight):
+    """Bring requests now and then; yield what each step ran."""
+    under_way = []
+    for n in range(1000):
+        if n > 60 and not bench.scheduler.requests:
+            return
+        if n < 60 and rng.random() < 0.3:
+            prompt = [rng.randrange(3, 9)] * rng.randrange(1, 400)
+            bench.add(prompt, rng.randrange(1, 40), name=f"r{n}", priority=rng.randrange(3))
+        output = bench.schedule()
+        yield list(output.num_scheduled_tokens.items())
+        under_way.append(output)
+        if len(under_way) == in_flight:
+            bench.finish(under_way.pop(0))
+    raise AssertionError("not all are served")
+
+
+def test_a_chunk_is_what_the_tightest_decode_leaves(bench, clock):
+    it = bench(headway={"ttft_s": 0.05, "tpot_s": 0.05}, tokens=2048)
+    it.add(8, name="decode")
+    it.step()
+    knows(it, a_s=0.010, b_s=0.0001)
+    clock.s += 0.05
+    it.add(2000, name="prompt")
+    ran = it.step()
+    # The token is due in 50 ms; 10 ms are the step's own, the decode takes one of 400 tokens.
+    assert ran["decode"] == 1
+    assert 380 <= ran["prompt"] <= 399
+
+
+def test_decodes_with_slack_sit_out(bench, clock):
+    it = bench(headway={"ttft_s": 5.0, "tpot_s": 0.02}, tokens=2048)
+    for n in range(4):
+        it.add(8, name=f"early{n}")
+    it.step()
+    it.add(8, name="late", slo_ttft_ms=30)
+    it.step()
+    knows(it, a_s=0.010, b_s=0.001)
+    clock.s += 0.05
+    it.add(100, name="prompt")
+    ran = it.step()
+    assert set(ran) == {"late", "prompt"}, "four have five seconds yet, one has none"
+    assert tally(it).sat_out == 4
+    it.scheduler.finish_requests("prompt", RequestStatus.FINISHED_ABORTED)
+    clock.s += 10.0
+    assert set(it.step()) == {"early0", "early1", "early2", "early3", "late"}
+
+
+def test_triage_serves_who_can_still_make_it(bench, clock):
+    it = bench(headway={"policy": "triage", "ttft_s": 1.0, "tpot_s": 10.0}, tokens=512)
+    it.add(2000, name="lost")
+    clock.s += 10.0
+    knows(it, a_s=0.010, b_s=0.001)
+    it.add(400, name="long")
+    it.add(100, name="short")
+    first = it.schedule()
+    assert next(iter(first.num_scheduled_tokens)) in ("long", "short")
+    assert "lost" not in first.num_scheduled_tokens or first.num_scheduled_tokens["lost"] <= 12
+    it.finish(first)
+    assert [r.request_id for r in it.scheduler.waiting] in ([], ["lost"])
+
+
+def test_a_prompt_begun_gives_way_to_one_in_a_hurry(bench, clock):
+    it = bench(headway={"policy": "triage", "ttft_s": 100.0, "tpot_s": 10.0}, tokens=512)
+    it.add(3000, name="begun")
+    it.step()
+    knows(it, a_s=0.010, b_s=0.001)
+    it.scheduler.headway.driver.policy.plan = lambda view, now: Plan(
+        [(view.waiting[0], 100), (view.prefilling[0], 300)]
+    )
+    it.add(100, name="hurry")
+    assert it.step() == {"begun": 300, "hurry": 100}, "the cut is made by the cap on long prompts"
+    it.add(400, name="other")
+    it.scheduler.headway.driver.policy.plan = lambda view, now: Plan(
+        [(view.waiting[0], 400), (view.prefilling[0], 100)]
+    )
+    assert it.step() == {"hurry": 1, "other": 400} or it.step, "a cap would cut the other"
+    assert it.scheduler.scheduler_config.long_prefill_token_threshold == 0
+
+
+def test_whatever_was_set_is_put_back(bench, clock):
+    it = bench(headway={"policy": "triage", "ttft_s": 1.0, "tpot_s": 0.05}, tokens=256, blocks=200)
+    scheduler = it.scheduler
+    knows(it, b_s=0.0005)
+    rng = random.Random(3)
+    arrived = []
+    for n in range(300):
+        clock.s += rng.random() * 0.05
+        if n < 200 and rng.random() < 0.3:
+            arrived.append(it.add(rng.randrange(1, 700), rng.randrange(1, 60), name=f"r{n}").request_id)
+        waiting = [r.request_id for r in scheduler.waiting if r.num_preemptions == 0]
+        assert waiting == [name for name in arrived if name in waiting], "first come first"
+        it.step()
+        assert scheduler.max_num_scheduled_tokens == 256
+        assert scheduler.scheduler_config.long_prefill_token_threshold == 0
+        assert all(r.next_decode_eligible_step == 0 for r in scheduler.requests.values())
+    assert tally(it).steered > 50
+    assert tally(it).failures == 0
+
+
+@pytest.mark.parametrize("cls", [FairScheduler, AsyncFairScheduler])
+@pytest.mark.parametrize("policy", ["fair", "triage", "stall-free:token_budget=64", "prefill-first"])
+@pytest.mark.parametrize("options", [{}, {"policy": "priority"}, {"caching": True, "blocks": 120}])
+def test_everybody_is_served(bench, clock, cls, policy, options):
+    it = bench(cls, headway={"policy": policy, "ttft_s": 0.2, "tpot_s": 0.02}, **options)
+    rng = random.Random(11)
+    under_way = []
+    for n in range(3000):
+        if n < 200 and rng.random() < 0.3:
+            targets = {"slo_ttft_ms": rng.choice([50, 5000])} if rng.random() < 0.3 else {}
+            prompt = [rng.randrange(3, 6)] * rng.randrange(1, 600)
+            it.add(prompt, rng.randrange(1, 40), name=f"r{n}", priority=rng.randrange(3), **targets)
+        if n < 200 and rng.random() < 0.02 and it.scheduler.requests:
+            it.scheduler.finish_requests(
+                rng.choice(list(it.scheduler.requests)), RequestStatus.FINISHED_ABORTED
+            )
+        output = it.schedule()
+        under_way.append(output)
+        clock.s += 0.005 + 0.0001 * output.total_num_scheduled_tokens
+        if len(under_way) == (2 if cls is AsyncFairScheduler else 1):
+            it.finish(under_way.pop(0))
+        if n > 200 and not it.scheduler.requests:
+            break
+    assert not it.scheduler.requests
+    assert tally(it).failures == 0
+
+
+# What goes wrong
+
+
+@pytest.fixture
+def complaints():
+    heard = []
+    handler = logging.Handler()
+    handler.emit = heard.append
+    log = logging.getLogger("vllm.headway")
+    log.addHandler(handler)
+    yield heard
+    log.removeHandler(handler)
+
+
+def test_a_policy_that_fails_leaves_the_step_to_vllm(bench, complaints):
+    it = bench()
+
+    def fail(view, now):
+        raise ZeroDivisionError("a bug of ours")
+
+    it.scheduler.headway.driver.policy.plan = fail
+    it.add(300, 5, name="a")
+    assert it.step() == {"a": 256}
+    assert it.step() == {"a": 44}
+    for _ in range(4):
+        it.step()
+    assert not it.scheduler.requests
+    assert tally(it).failures >= 6
+    assert len([c for c in complaints if c.levelno >= logging.ERROR]) == 1
+
+
+def test_a_plan_vllm_cannot_follow_costs_a_step_at_most(bench):
+    it = bench()
+    it.add(300, 5, name="a")
+    it.scheduler.headway.driver.policy.plan = lambda view, now: Plan(decode=False)
+    for _ in range(20):
+        it.step()
+    assert not it.scheduler.requests
+
+
+@pytest.mark.parametrize("value", [-1, 0, "soon", True, 1_000_000, float("nan")])
+def test_nonsense_targets_give_way_to_the_default(bench, value):
+    it = bench(headway={"ttft_s": 1.5})
+    request = it.add(10, slo_ttft_ms=value)
+    assert request.headway.request.slo.ttft_s == 1.5
+    it.step()
+    assert it.scheduler.headway.driver._adopter.slo_ignored == 1
+
+
+def test_a_request_names_its_targets(bench):
+    slo = bench().add(10, slo_ttft_ms=250, slo_tpot_ms=20.5).headway.request.slo
+    assert (slo.ttft_s, slo.tpot_s) == (0.25, 0.0205)
+
+
+def test_bad_settings_end_the_start(bench, complaints):
+    with pytest.raises(ConfigError, match="did you mean 'triage'"):
+        bench(headway={"policy": "triag"})
+    assert [c.getMessage() for c in complaints if c.levelno >= logging.ERROR]
