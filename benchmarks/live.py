@@ -25,6 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from benchmarks.children import HEADWAY, child
 from headway.core.request import Slo
 from headway.hosts.sim import simulate
 from headway.model.cluster import ClusterSpec
@@ -36,7 +37,7 @@ from headway.workload import Item, load_trace, make_items, parametric
 #: What the emulator takes for a token of text.
 BYTES_PER_TOKEN = 4
 CAPTION = "time to first token in the model's seconds; apart: at the median; lost: or refused"
-START_S, PATIENCE_S = 60.0, 120.0
+PATIENCE_S = 120.0
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -124,19 +125,13 @@ async def _ask(
 @contextmanager
 def service(options: Sequence[str]) -> Iterator[str]:
     """Run `headway serve` with its embedded cluster; yields its URL."""
-    code = "from headway.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
+    with child([*HEADWAY, "serve", "--port", "0", *options], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         found = re.search(r"serves on (\S+?):? ", line)
         if found is None:
             raise SystemExit(f"headway serve did not start: {line}")
         yield found[1]
-    finally:
-        process.terminate()
-        process.communicate(timeout=START_S)
 
 
 # What is shown

@@ -38,7 +38,7 @@ class Paired(Disaggregated):
         return self._pair(actions, now)
 
     def _both(self, event: Event, now: float) -> list[Action]:
-        """Tell both pools. The room a request leaves may be given to others at once: no action may be lost."""
+        """Tell both pools. What a request leaves may be given to others at once: no action may be lost."""
         return self.prefill.handle(event, now) + self.decode.handle(event, now)
 
     def _both_failed(self, event: Failed, request_id: str, now: float) -> list[Action]:

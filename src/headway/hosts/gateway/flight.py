@@ -174,6 +174,13 @@ class Flight:
         """Places given for an attempt that failed are void."""
         self._places.clear()
 
+    async def let_cut(self) -> None:
+        """Let a cut take effect that was decided in this turn of the loop, before the first byte goes out:
+        of a request that was taken back, the client would get that byte twice.
+        """
+        while self._cut is not None:
+            await asyncio.sleep(0)
+
     def limit(self, seconds: float | None) -> None:
         """Let the scope end by itself after so long; None: never."""
         if self._scope is not None and self._cut is None:

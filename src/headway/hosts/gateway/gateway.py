@@ -5,6 +5,7 @@ async with Gateway(GatewayConfig.from_toml("gateway.toml")) as gateway:
 """
 
 import asyncio
+import faulthandler
 import random
 import signal
 import ssl
@@ -43,6 +44,8 @@ __all__ = ["Gateway", "create_policy", "serve"]
 
 #: How often the drain looks whether the last request is over.
 DRAIN_LOOK_S = 0.02
+#: A stop may take this much longer than the drain.
+STOP_PATIENCE_S = 15.0
 
 
 def create_policy(config: GatewayConfig) -> ClusterPolicy:
@@ -236,7 +239,10 @@ def _tls_context(tls: TlsSpec) -> ssl.SSLContext:
 
 
 async def serve(gateway: Gateway, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Run a gateway until SIGTERM or SIGINT, then drain it. A second signal ends it at once."""
+    """Run a gateway until SIGTERM or SIGINT, then drain it. A second signal ends it at once.
+
+    A stop that hangs is a bug; it is cut with a trace of where, for nobody should have to kill a gateway.
+    """
     loop = asyncio.get_running_loop()
     stop, now = asyncio.Event(), asyncio.Event()
 
@@ -247,9 +253,12 @@ async def serve(gateway: Gateway, on_ready: Callable[[], None] = lambda: None) -
         loop.add_signal_handler(number, ask)
     async with AsyncExitStack() as stack:
         stack.enter_context(logging_as_json(gateway.config.logs))
+        stack.callback(faulthandler.cancel_dump_traceback_later)  # the last to be done
         await stack.enter_async_context(gateway)
         on_ready()
         await stop.wait()
+        patience_s = gateway.config.server.drain_timeout_s + STOP_PATIENCE_S
+        faulthandler.dump_traceback_later(patience_s, exit=True)
         draining = asyncio.ensure_future(gateway.drain())
         hurried = asyncio.ensure_future(now.wait())
         await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)

@@ -182,6 +182,7 @@ class Legs:
     async def _hand_over(self, flight: Flight, worker: Worker, answer: Answer) -> None:
         """Pass on an answer that is whole. The engine is done before the client has it."""
         body = await self._read(worker, answer)
+        await flight.let_cut()
         self._first_byte(flight, worker)
         self._note(flight, usage_of(body))
         flight.engine_done(self._feed)
@@ -195,6 +196,7 @@ class Legs:
         try:
             async for chunk in answer.chunks():
                 if not tail.events and flight.first_byte_s is None:
+                    await flight.let_cut()
                     self._first_byte(flight, worker)
                     idle.start()
                     await flight.sink.start(answer.status, _passed_on(answer))

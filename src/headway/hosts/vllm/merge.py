@@ -27,21 +27,21 @@ class Receipts:
     """Which dispatches an instance has received.
 
     A number is acknowledged when it and all lower ones are here. One that stays away for `GAP_S` while higher
-    ones are here was refused at the door, or lost: it is passed over. Number 1, or one far from where the
-    count stands, begins a new count: the scheduler was restarted.
+    ones are here was refused at the door, or lost: it is passed over. Number 1 come again, or one far from
+    where the count stands, begins a new count: the scheduler was restarted.
     """
 
     def __init__(self) -> None:
         self.acknowledged = 0
         self._ahead: dict[int, float] = {}  # number → when it came
-        self._counting = False
 
     def receive(self, number: int, now: float) -> None:
         """Note that this number is here."""
-        if not self._counting or number == 1 or abs(number - self.acknowledged) > _FAR:
-            self._counting, self._ahead = True, {}
-            self.acknowledged = number
-        elif number > self.acknowledged:
+        again = number == 1 and self.acknowledged > 0
+        if again or abs(number - self.acknowledged) > _FAR:
+            self._ahead = {}
+            self.acknowledged = number - 1
+        if number > self.acknowledged:
             self._ahead[number] = now
         self.catch_up(now)
 
