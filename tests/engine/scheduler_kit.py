@@ -8,13 +8,15 @@ from typing import Any
 from vllm.config import (
     CacheConfig,
     DeviceConfig,
-    KVTransferConfig,
+    LoRAConfig,
     ModelConfig,
     ParallelConfig,
     SchedulerConfig,
+    SpeculativeConfig,
     VllmConfig,
 )
-from vllm.sampling_params import SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -65,7 +67,8 @@ class Bench:
         blocks: int = 4096,
         caching: bool = False,
         policy: str = "fcfs",
-        kv_role: str | None = None,
+        speculated: int = 0,
+        max_loras: int = 0,
         **scheduler: Any,
     ) -> None:
         model = ModelConfig(str(llama_in(folder / "llama")), skip_tokenizer_init=True, dtype="float32")
@@ -84,12 +87,12 @@ class Bench:
                 async_scheduling=is_async,
                 **{"enable_chunked_prefill": True} | scheduler,
             ),
-            kv_transfer_config=kv_role
-            and KVTransferConfig(
-                kv_connector="ExampleConnector",
-                kv_role=kv_role,
-                kv_connector_extra_config={"shared_storage_path": str(folder / "kv")},
-            ),
+            speculative_config=SpeculativeConfig(
+                method="ngram", num_speculative_tokens=speculated, prompt_lookup_max=3
+            )
+            if speculated
+            else None,
+            lora_config=LoRAConfig(max_lora_rank=8, max_loras=max_loras) if max_loras else None,
             additional_config={"headway": headway or {}},
         )
         config.cache_config.num_gpu_blocks = blocks
@@ -106,13 +109,21 @@ class Bench:
         )
 
     def add(
-        self, prompt: int | list[int], output: int = 1000, *, name: str = "", priority: int = 0, **extra: Any
+        self,
+        prompt: int | list[int],
+        output: int = 1000,
+        *,
+        name: str = "",
+        priority: int = 0,
+        adapter: int = 0,
+        structured: StructuredOutputsParams | None = None,
+        **extra: Any,
     ) -> Request:
         """Bring a request. A prompt given as a number has tokens that no other has."""
         name = name or f"r{next(self._ids)}"
         if isinstance(prompt, int):
             prompt = [hash(name) % 40000 + 3] * prompt
-        params = SamplingParams(max_tokens=output, ignore_eos=True, extra_args=extra or None)
+        params = SamplingParams(max_tokens=output, ignore_eos=True, extra_args=extra or None, structured_outputs=structured)
         params.update_from_generation_config({}, 2)
         request = Request(
             request_id=name,
@@ -120,6 +131,7 @@ class Bench:
             sampling_params=params,
             pooling_params=None,
             priority=priority,
+            lora_request=LoRARequest(f"adapter-{adapter}", adapter, "/nowhere") if adapter else None,
             block_hasher=self._hasher,
         )
         self.scheduler.add_request(request)

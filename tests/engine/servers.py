@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-__all__ = ["Engine", "Server", "free_ports", "lockstep", "serving"]
+__all__ = ["Engine", "Server", "free_ports", "serving"]
 
 START_S, END_S, LOOK_S = 300.0, 20.0, 0.1
 LOG_TAIL_BYTES = 6000
@@ -39,6 +39,9 @@ ENVIRONMENT = {
 class Engine:
     """What to serve. `scheduler`: dotted class; None: vLLM's own. `threads`: of each rank.
 
+    `ranks` of an MoE model march in lockstep, with the plug-in in `lockstep_plugin/`: without expert
+    parallelism, for which the CPU has no kernel, they meet in every MoE layer all the same.
+    `batch_tokens`: most tokens of one step of a rank. `dummy`: random weights, of which a folder has none.
     `port`: None is any free one. `arguments` and `environment` come last and so have the last word.
     """
 
@@ -49,6 +52,7 @@ class Engine:
     threads: int = 1
     dummy: bool = True
     max_model_len: int = 4096
+    batch_tokens: int = 2048
     port: int | None = None
     arguments: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +62,7 @@ class Engine:
         command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(self.model)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", self.model.name]
         command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(self.max_model_len)]
+        command += ["--max-num-batched-tokens", str(self.batch_tokens)]
         if self.dummy:
             command += ["--load-format", "dummy"]
         if self.ranks > 1:
@@ -67,14 +72,6 @@ class Engine:
         if self.additional_config is not None:
             command += ["--additional-config", json.dumps(self.additional_config)]
         return [*command, *self.arguments]
-
-
-def lockstep(model: Path, *, ranks: int = 2, arguments: Sequence[str] = (), **fields: object) -> Engine:
-    """Return an MoE engine whose ranks march in lockstep. Needs the plug-in in `lockstep_plugin/`.
-
-    Without expert parallelism, for which the CPU has no kernel; the ranks meet in every MoE layer all the same.
-    """
-    return Engine(model, ranks=ranks, arguments=arguments, **fields)
 
 
 class Server:
@@ -112,6 +109,11 @@ class Server:
     def members(self) -> list[int]:
         """Return the processes of its session that are alive."""
         return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_member(pid)]
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._signal(signal.SIGKILL)
+        self.process.wait()
 
     def end(self) -> None:
         """End all its processes: kindly, then not."""

@@ -26,10 +26,11 @@ COSTS = DenseCosts(0.010, 0, 0.0001, 0.0001, 0.0, 0.0)
 ENGINES = 3
 
 
-def cluster() -> ClusterSpec:
+def cluster(*roles: Role) -> ClusterSpec:
     shape = {"ranks": 2, "token_cap": 256, "max_running": 256, "kv_blocks": 4000, "block_tokens": 16}
-    pool = PoolSpec(role=Role.AGGREGATED, instances=ENGINES, costs=COSTS, host_gap_s=0.0, jitter=0.0, **shape)
-    return ClusterSpec(name="tiny", kv_bytes_per_token=1000, network=NetworkSpec(), pools=(pool,))
+    shape |= {"instances": ENGINES, "costs": COSTS, "host_gap_s": 0.0, "jitter": 0.0}
+    pools = [PoolSpec(role=role, **shape) for role in roles or (Role.AGGREGATED,)]
+    return ClusterSpec(name="tiny", kv_bytes_per_token=1000, network=NetworkSpec(), pools=tuple(pools))
 
 
 # An engine's process

@@ -281,6 +281,22 @@ def test_stopping_ends_what_is_handled():
     run(check())
 
 
+def test_one_connection_too_many_is_told_so_and_the_others_go_on():
+    async def check():
+        async with listening(echo) as (listener, connect):
+            listener.most_connections = 1
+            reader, writer = await connect()
+            writer.write(GET)
+            await reader.readuntil(b"[('x', '1'), ('y', ' 2')] ")
+            other, _ = await connect()
+            answer = await other.read()
+            assert answer.startswith(b"HTTP/1.1 503 ") and b"too_many_connections" in answer
+            writer.write(GET)
+            assert (await reader.readuntil(b"\r\n")) == b"HTTP/1.1 200 OK\r\n"
+
+    run(check())
+
+
 def test_a_connection_on_which_nothing_ever_comes_is_closed():
     async def check():
         async with listening(echo, header_timeout_s=0.05) as (_, connect):

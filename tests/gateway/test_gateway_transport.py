@@ -1,12 +1,16 @@
 """The HTTP client towards engines, against servers that send literal bytes."""
 
 import asyncio
+import errno
+import time
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
-from standins import run, until
+from standins import StandIn, chat, error_of, gateway, run, until
 
 from headway.hosts.gateway.transport import HIGH_WATER_BYTES, HttpTransport, TransportError
+from headway.hosts.gateway.worker import State
 
 
 class Server:
@@ -173,5 +177,27 @@ def test_a_cancelled_request_cuts_its_connection():
             task.cancel()
             await until(lambda: not transport.connections)
             await until(lambda: server.writers[0].is_closing(), "the engine hears of it")
+
+    run(check())
+
+
+def test_no_file_left_to_connect_with_is_not_the_engines_fault(monkeypatch):
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (front, client):
+            assert (await chat(client))[0] == 200
+
+            async def none_left(*args, **kwargs):
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            for idle in front._transport._idle.values():
+                idle.clear()
+            loop = SimpleNamespace(create_connection=none_left, time=time.monotonic)
+            monkeypatch.setattr(front._transport, "_loop", loop)
+            status, headers, body = await chat(client)
+            assert (status, error_of(body)) == (503, "engine_unavailable") and "Retry-After" in headers
+            async with client.post("/v1/embeddings", json={}) as answer:
+                assert (answer.status, error_of(await answer.read())) == (503, "exhausted")
+            await front.workers._check(front.workers.get("engine-0"))
+            assert front.workers.get("engine-0").state is State.UP
 
     run(check())

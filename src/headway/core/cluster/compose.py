@@ -125,9 +125,9 @@ class Disaggregated(ClusterPolicy):
         """With its KV gone, a request that may be retried starts again from its prompt."""
         request = self._requests.get(request_id)
         if request is not None and event.retry and request_id in self._decoding:
-            self.decode.handle(Cancelled(request_id), now)
+            actions = self.decode.handle(Cancelled(request_id), now)
             self._decoding.discard(request_id)
-            return self._note(self.prefill.handle(Arrived(request), now))
+            return self._note(actions + self.prefill.handle(Arrived(request), now))
         pool = self._pool(request_id)
         if not event.retry:
             self._forget(request_id)

@@ -7,6 +7,7 @@ async with Gateway(GatewayConfig.from_toml("gateway.toml")) as gateway:
 import asyncio
 import faulthandler
 import random
+import resource
 import signal
 import ssl
 from collections.abc import Callable, Iterable
@@ -238,12 +239,19 @@ def _tls_context(tls: TlsSpec) -> ssl.SSLContext:
     return context
 
 
+def _raise_file_limit() -> None:
+    """Take all the open files we may have: a stream takes two, and the usual soft limit is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def serve(gateway: Gateway, on_ready: Callable[[], None] = lambda: None) -> None:
     """Run a gateway until SIGTERM or SIGINT, then drain it. A second signal ends it at once.
 
     A stop that hangs is a bug; it is cut with a trace of where, for nobody should have to kill a gateway.
     """
     loop = asyncio.get_running_loop()
+    _raise_file_limit()
     stop, now = asyncio.Event(), asyncio.Event()
 
     def ask() -> None:

@@ -18,7 +18,7 @@ from headway.core.events import Event, PrefillDone, Role
 from headway.hosts.gateway.config import LimitsSpec
 from headway.hosts.gateway.errors import Refusal, unavailable
 from headway.hosts.gateway.flight import Flight, LegError
-from headway.hosts.gateway.transport import Answer, Transport, TransportError
+from headway.hosts.gateway.transport import Answer, ExhaustedError, Transport, TransportError
 from headway.hosts.gateway.usage import Tail, Usage, usage_of
 from headway.hosts.gateway.worker import Worker
 from headway.hosts.gateway.workers import Workers
@@ -177,6 +177,8 @@ class Legs:
             raise self._broken(worker, error) from None
 
     def _broken(self, worker: Worker, error: TransportError) -> LegError:
+        if isinstance(error, ExhaustedError):
+            return LegError(str(error), status=503)
         return LegError(f"{worker.name}: {error}", worker=worker, refused=error.refused)
 
     async def _hand_over(self, flight: Flight, worker: Worker, answer: Answer) -> None:

@@ -1,7 +1,9 @@
 """Accepts clients' connections on one address, ends those on which nothing comes, and stops kindly."""
 
 import asyncio
+import resource
 import ssl
+import sys
 from email.utils import formatdate
 from time import time
 
@@ -15,8 +17,17 @@ BACKLOG = 4096
 #: An idle connection is kept so long: longer than the pools of usual clients keep theirs (15 to 60 s), so
 #: that it is they who close, and no request crosses with our end.
 KEEP_ALIVE_S = 75.0
+#: Of the files this process may have open, so many clients' connections: each may need another to an engine,
+#: or two.
+CONNECTIONS_SHARE = 0.4
 #: Handlers have so long to end by themselves when the gateway stops.
 STOP_S = 0.2
+
+
+def most_connections() -> int:
+    """Return how many clients may be connected: a share of the files this process may have open."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else int(CONNECTIONS_SHARE * files)
 
 
 class Listener:
@@ -27,6 +38,7 @@ class Listener:
         self.header_timeout_s = header_timeout_s
         self.keep_alive_s = KEEP_ALIVE_S
         self.most_body_bytes = most_body_bytes
+        self.most_connections = most_connections()
         self.connections: set[Connection] = set()
         self.draining = False
         self.date = formatdate(time(), usegmt=True)

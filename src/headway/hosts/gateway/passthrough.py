@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from headway.core.events import Role
 from headway.hosts.gateway.config import LimitsSpec
 from headway.hosts.gateway.errors import Refusal, bad_request, unavailable
-from headway.hosts.gateway.transport import Sink, Transport, TransportError
+from headway.hosts.gateway.transport import ExhaustedError, Sink, Transport, TransportError
 from headway.hosts.gateway.worker import Worker
 from headway.hosts.gateway.workers import Workers
 
@@ -72,6 +72,8 @@ class Passthrough:
         worker.legs.add(leg)
         try:
             return await self._pass_on(worker, method, path, self._headers(headers, request_id), body, sink)
+        except ExhaustedError as error:
+            raise unavailable("exhausted", f"{error}.") from None
         except TransportError as error:
             self._workers.failed(worker, str(error), refused=error.refused)
             raise Refusal(502, "engine_error", f"The engine failed: {worker.name}: {error}.") from None

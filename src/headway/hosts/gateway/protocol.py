@@ -173,6 +173,8 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
         self.deadline_s = self._loop.time() + self._listener.header_timeout_s
         self._listener.connections.add(self)
+        if len(self._listener.connections) > self._listener.most_connections:
+            self._broken(Refusal(503, "too_many_connections", "Too many connections.", retry_after_s=1.0))
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""

@@ -7,6 +7,7 @@ keeps first tokens from waiting 40 ms for an ACK; a test holds us to it.
 """
 
 import asyncio
+import errno
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -18,7 +19,7 @@ import httptools
 
 from headway.core.errors import EngineError
 
-__all__ = ["Answer", "HttpTransport", "Sink", "Transport", "TransportError"]
+__all__ = ["Answer", "ExhaustedError", "HttpTransport", "Sink", "Transport", "TransportError"]
 
 #: Larger answers that are no stream are refused: they are kept whole, so that they can be asked for again.
 MOST_ANSWER_BYTES = 256 << 20
@@ -26,6 +27,8 @@ MOST_ANSWER_BYTES = 256 << 20
 MOST_HEAD_BYTES = 1 << 16
 #: An engine is read no further while this much waits for the client.
 HIGH_WATER_BYTES = 1 << 18
+#: What the kernel says when it is not the other side that fails.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 #: uvicorn, before vLLM and SGLang, closes idle connections after 5 s: ours must not be older.
 IDLE_S = 4.0
 
@@ -36,6 +39,10 @@ class TransportError(EngineError):
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+
+
+class ExhaustedError(TransportError):
+    """This machine has no file or port left for a connection, which says nothing about the engine."""
 
 
 class Answer(Protocol):
@@ -324,6 +331,8 @@ class HttpTransport:
         except TimeoutError:
             raise TransportError("connecting took too long", refused=True) from None
         except (OSError, ssl.SSLError) as error:
+            if error.errno in _EXHAUSTED:
+                raise ExhaustedError(f"the gateway cannot connect: {error.strerror}") from error
             raise TransportError(f"cannot connect: {error}", refused=True) from error
         return connection
 

@@ -36,7 +36,7 @@ from headway.hosts.gateway.driver import CallAt
 from headway.hosts.gateway.events import Listener
 from headway.hosts.gateway.inference import Inference
 from headway.hosts.gateway.scrape import Load, read_loads, read_metrics
-from headway.hosts.gateway.transport import Transport, TransportError
+from headway.hosts.gateway.transport import ExhaustedError, Transport, TransportError
 from headway.hosts.gateway.worker import State, Worker
 
 __all__ = ["Workers"]
@@ -268,14 +268,21 @@ class Workers:
                     await self._scrape(worker)
 
     async def _check(self, worker: Worker) -> None:
-        problem, refused = await self._probe(worker)
+        try:
+            problem, refused = await self._probe(worker)
+        except ExhaustedError as error:
+            log.error("no health check", extra={"instance": worker.name, "reason": str(error)})
+            return
         if problem is None:
             await self._passed(worker)
         else:
             self._missed(worker, problem, refused)
 
     async def _probe(self, worker: Worker) -> tuple[str | None, bool]:
-        """Return what is wrong with an engine, None if nothing is, and whether nobody listens there."""
+        """Return what is wrong with an engine, None if nothing is, and whether nobody listens there.
+
+        Raises ExhaustedError when it cannot be asked.
+        """
         spec = worker.spec
         urls = {spec.rank_url(rank) for rank in range(spec.ranks)}
         try:
@@ -284,6 +291,8 @@ class Workers:
                     status, _ = await self._get(url + self.config.health.path)
                     if status >= 300:
                         return f"{self.config.health.path} answers {status}", False
+        except ExhaustedError:
+            raise
         except TransportError as error:
             return str(error), error.refused
         except TimeoutError:
@@ -415,7 +424,11 @@ class Workers:
         with suppress(TransportError, TimeoutError):
             async with asyncio.timeout(self.config.health.timeout_s):
                 load = await self._load(worker)
-        if (await self._probe(worker))[0] is not None or worker.told is None:
+        try:
+            problem, _ = await self._probe(worker)
+        except ExhaustedError:
+            return
+        if problem is not None or worker.told is None:
             return
         blocks = worker.up_event().kv_blocks
         usage = load.kv_usage
