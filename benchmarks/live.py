@@ -20,13 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import aiohttp
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks.children import HEADWAY, child
-from headway.core.request import Slo
+from benchmarks.replay import Ask, loop_factory, replay
 from headway.hosts.sim import simulate
 from headway.model.cluster import ClusterSpec
 from headway.model.presets import load_cluster, nominal_capacity_rps
@@ -37,7 +36,6 @@ from headway.workload import Item, load_trace, make_items, parametric
 #: What the emulator takes for a token of text.
 BYTES_PER_TOKEN = 4
 CAPTION = "time to first token in the model's seconds; apart: at the median; lost: or refused"
-PATIENCE_S = 120.0
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -76,47 +74,21 @@ def _filled(text: str, size: int) -> str:
     return (text * (size // len(text) + 1))[:size]
 
 
-async def replay(url: str, model: str, items: Sequence[Item], *, speed: float, slo: Slo) -> list[Outcome]:
-    """Send every item when it is due; return what became of each."""
-    loop = asyncio.get_running_loop()
-    start_s = loop.time() + 0.5
-    timeout = aiohttp.ClientTimeout(total=PATIENCE_S / speed, sock_connect=30.0)
-    async with aiohttp.ClientSession(
-        url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout
-    ) as session:
+def ask(model: str) -> Callable[[int, Item], Ask]:
+    """Return what makes requests to the emulated cluster, whose answers tell which token is which."""
 
-        async def one(number: int, item: Item) -> Outcome:
-            outcome = Outcome(str(number), item.arrival_s, item.prompt_tokens, item.output_tokens, slo)
-            body = {"model": model, "prompt": prompt(item, number), "max_tokens": item.output_tokens}
-            data = json.dumps(body | {"stream": True}).encode()
-            await asyncio.sleep(max(0.0, start_s + item.arrival_s / speed - loop.time()))
-            try:
-                await _ask(session, data, outcome, lambda: (loop.time() - start_s) * speed)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                outcome.rejected = type(error).__name__
-            return outcome
+    def one(number: int, item: Item) -> Ask:
+        body = {"model": model, "prompt": prompt(item, number), "max_tokens": item.output_tokens}
+        return Ask(body | {"stream": True}, _whole)
 
-        return list(await asyncio.gather(*(one(n, item) for n, item in enumerate(items))))
+    return one
 
 
-async def _ask(
-    session: aiohttp.ClientSession, data: bytes, outcome: Outcome, now: Callable[[], float]
-) -> None:
-    headers = {"Content-Type": "application/json"}
-    async with session.post("/v1/completions", data=data, headers=headers) as answer:
-        if answer.status != 200:
-            outcome.rejected = f"http {answer.status}"
-            return
-        body = bytearray()
-        async for chunk in answer.content.iter_any():
-            if outcome.first_token_s is None:
-                outcome.first_token_s = now()
-            body += chunk
-        came_s = now()
-    tokens = [int(number) for number in re.findall(rb"tok(\d+)", bytes(body))]
-    if tokens != list(range(outcome.output_tokens)):
-        raise SystemExit(f"request {outcome.request_id}: {len(tokens)} tokens of {outcome.output_tokens}")
-    outcome.finished_s = came_s
+def _whole(item: Item, body: bytes) -> str | None:
+    tokens = [int(number) for number in re.findall(rb"tok(\d+)", body)]
+    return (
+        None if tokens == list(range(item.output_tokens)) else f"{len(tokens)} of {item.output_tokens} tokens"
+    )
 
 
 # The service
@@ -204,16 +176,8 @@ def measure(
     options += ["--speed", str(given.speed), "--seed", str(seed), "--dialect", given.dialect]
     if how:
         options.append("--no-events")
-    with service(options) as url, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(replay(url, cluster.name, items, speed=given.speed, slo=cluster.slo))
-
-
-def _loop_factory() -> Any:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+    with service(options) as url, asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(replay(url, ask(cluster.name), items, speed=given.speed, slo=cluster.slo))
 
 
 def options() -> argparse.Namespace:

@@ -123,7 +123,9 @@ class Bench:
         name = name or f"r{next(self._ids)}"
         if isinstance(prompt, int):
             prompt = [hash(name) % 40000 + 3] * prompt
-        params = SamplingParams(max_tokens=output, ignore_eos=True, extra_args=extra or None, structured_outputs=structured)
+        params = SamplingParams(
+            max_tokens=output, ignore_eos=True, extra_args=extra or None, structured_outputs=structured
+        )
         params.update_from_generation_config({}, 2)
         request = Request(
             request_id=name,

@@ -43,6 +43,7 @@ class Driver:
         self._leave_alone = False
         self._schedule_s = 0.0
         self._applied: Applied | None = None
+        self._view: View | None = None  # of the present state, if it was looked at already
 
     # The calls of a step, in order
 
@@ -55,7 +56,7 @@ class Driver:
             self._leave_alone = False
             return
         with self.guarded():
-            view = View(scheduler, self._adopter, self._steps.ended_s or now)
+            view, self._view = self._view or self._look(now), None
             if view.is_idle():
                 return
             plan = self.policy.plan(view, now + self._left_s(now))
@@ -75,6 +76,7 @@ class Driver:
 
     def after(self, output: Any) -> None:
         """Take in what vLLM scheduled."""
+        self._view = None
         with self.guarded():
             scheduler = self._scheduler
             step = self._steps.begin(output, scheduler.requests, scheduler.num_spec_tokens, self._schedule_s)
@@ -88,6 +90,7 @@ class Driver:
     def ended(self, output: Any) -> tuple[int, float] | None:
         """Learn from a step that ended now; return its prompt tokens and duration, if it ran anything."""
         now = time.monotonic()
+        self._view = None
         with self.guarded():
             found = self._steps.end(output, now)
             if found is None or not found[0].new_tokens:
@@ -101,11 +104,13 @@ class Driver:
     # What the scheduler tells besides
 
     def left(self) -> None:
-        """Note whether there is work to go on with."""
+        """Note whether there is work to go on with, after requests left."""
+        self._view = None
         self._steps.leave(work_left=bool(self._scheduler.has_unfinished_requests()))
 
     def dispatch_of(self, inner: Any) -> int | None:
         """Return the number of the dispatch that brought a request; remember the request."""
+        self._view = None
         self._adopter.work_of(inner)
         params = inner.sampling_params
         number = (params.extra_args or {}).get(DISPATCH) if params is not None else None
@@ -116,7 +121,9 @@ class Driver:
         now = time.monotonic()
         scheduler = self._scheduler
         self.tally.slo_ignored = self._adopter.slo_ignored
-        view = View(scheduler, self._adopter, self._steps.ended_s or now)
+        view = self._look(now)
+        if not scheduler.num_spec_tokens:  # what is speculated comes later, and belongs in the view
+            self._view = view
         running, waiting = scheduler.get_request_counts()
         queued = sum([work.todo_tokens for work in view.prefilling])
         queued += sum([work.todo_tokens for work in view.waiting])
@@ -128,6 +135,9 @@ class Driver:
             waiting=waiting,
             pab_tokens=self.policy.admission_budget(view, now),
         )
+
+    def _look(self, now: float) -> View:
+        return View(self._scheduler, self._adopter, self._steps.ended_s or now)
 
     def _left_s(self, now: float) -> float:
         """Seconds until the step under way ends, where the next one is scheduled while it runs."""

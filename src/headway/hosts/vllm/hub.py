@@ -17,6 +17,7 @@ import msgspec
 import zmq
 
 from headway.core.errors import ConfigError
+from headway.core.events import InstanceDown
 from headway.hosts.vllm.merge import Merge
 from headway.hosts.vllm.reports import Ended, read
 from headway.wire.publisher import Publisher
@@ -36,7 +37,7 @@ class Hub:
         self, name: str, collect: str, stats: str, events: str | None, snapshots: str | None, log: Logger
     ) -> None:
         self._merge = Merge(name, int(time.time() * 1000))
-        self._log = log
+        self._name, self._log = name, log
         self._publisher = Publisher(events, snapshots, self._merge.snapshot) if events else None
         self.endpoint = self._publisher.endpoint if self._publisher else None
         self.snapshot_endpoint = self._publisher.snapshot_endpoint if self._publisher else None
@@ -61,10 +62,11 @@ class Hub:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop, and close the sockets."""
+        """Stop, say goodbye, and close the sockets."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=2.0)
+        self._publish([InstanceDown(self._name)])
         self._shut()
 
     def _shut(self) -> None:

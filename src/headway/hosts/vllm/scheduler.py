@@ -5,6 +5,7 @@
 call before or after; `schedule()` is steered (`steering.py`), never copied.
 """
 
+import time
 from typing import Any
 
 from vllm.logger import init_logger
@@ -19,6 +20,8 @@ from headway.hosts.vllm.settings import VllmSettings, read
 
 __all__ = ["AsyncFairScheduler", "FairScheduler"]
 
+#: How often the state is told where only `/metrics` shows it.
+_METRICS_S = 0.25
 # vLLM prints what comes from its own loggers.
 _log = init_logger("vllm.headway")
 
@@ -94,6 +97,8 @@ class Plug:
         self._hub = self._make_hub(settings, config.instance_id)
         self._reporter = Reporter(address(config.instance_id, "reports"))
         self._reporter.up(self._up)
+        self._every_s = 0.0 if settings.events else _METRICS_S
+        self._told_s = 0.0
         _log.info("Headway: %s, targets TTFT %gs TPOT %gs", settings.policy, settings.ttft_s, settings.tpot_s)
 
     def _make_hub(self, settings: VllmSettings, instance_id: str) -> Hub | None:
@@ -123,7 +128,7 @@ class Plug:
         """Tell of a step that ended, if it ran anything."""
         with self.driver.guarded():
             self.driver.left()
-            if ran is not None:
+            if ran is not None and self._is_due():
                 self._tell(ran)
 
     def left(self) -> None:
@@ -133,15 +138,24 @@ class Plug:
             if not self._scheduler.has_unfinished_requests():
                 self._tell(None)
 
+    def _is_due(self) -> bool:
+        """Whether anybody wants to hear of each step; a state that stays is told in any case."""
+        now = time.monotonic()
+        if now - self._told_s < self._every_s and self._scheduler.has_unfinished_requests():
+            return False
+        self._told_s = now
+        return True
+
     def _tell(self, ran: tuple[int, float] | None) -> None:
         step_time = getattr(self.driver.policy, "step_time", None)
         self._reporter.ended(self.rank, self.driver.shown(), self.driver.tally, ran, step_time)
 
     def close(self) -> None:
         """Close what is open."""
-        self._reporter.close()
-        if self._hub is not None:
-            self._hub.close()
+        with self.driver.guarded():
+            self._reporter.close()
+            if self._hub is not None:
+                self._hub.close()
 
 
 def _up(scheduler: Any, rank: int) -> Up:

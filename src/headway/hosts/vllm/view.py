@@ -18,7 +18,6 @@ What of vLLM's state means what:
 
 import time
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
 from typing import Any, overload
 
 from headway.core.batch import EngineRequest
@@ -28,6 +27,8 @@ from headway.hosts.vllm.slo import slo_of
 
 __all__ = ["Adopter", "View", "Waiting", "Work", "comes_from_elsewhere"]
 
+#: Statuses of vLLM's waiting requests that nothing can be done about yet.
+_BLOCKED = frozenset({"WAITING_FOR_REMOTE_KVS", "WAITING_FOR_STREAMING_REQ"})
 #: A front end's clock may be off, but no request is believed to have waited longer than this before it came.
 _MOST_WAITED_S = 3600.0
 
@@ -165,48 +166,60 @@ class View:
 
 
 class Waiting(Sequence[EngineRequest]):
-    """vLLM's waiting requests, looked at only as far as somebody reads. Its length counts all of them."""
+    """vLLM's waiting requests, looked at only as far as somebody reads, and once. `len` may count a few that
+    are blocked.
+    """
 
-    __slots__ = ("_adopter", "_ahead", "_queue")
+    __slots__ = ("_adopter", "_more", "_queued", "_seen")
 
     def __init__(self, ahead: list[Any], queue: Any, adopter: Adopter) -> None:
-        self._ahead, self._adopter = ahead, adopter
+        self._adopter = adopter
         # A priority queue in order costs O(n log n) comparisons in Python, each step. Its heap as it lies has
         # the first ones first, and vLLM keeps the order of priorities in any case.
-        self._queue = getattr(queue, "_heap", queue)
+        self._queued = getattr(queue, "_heap", queue)
+        self._seen: list[Work] = []
+        self._more: Iterator[Any] | None = iter([*ahead, *self._queued])
 
     def __bool__(self) -> bool:
-        return next(iter(self), None) is not None
+        return bool(self._seen) or next(iter(self), None) is not None
 
     def __len__(self) -> int:
-        return len(self._ahead) + len(self._queue)
+        return len(self._seen) if self._more is None else len(self._queued)
 
     def __iter__(self) -> Iterator[EngineRequest]:
-        work_of = self._adopter.work_of
-        for inner in chain(self._ahead, self._queue):
-            if _is_blocked(inner):
-                continue
-            work = work_of(inner)
+        return iter(self._seen) if self._more is None else self._look()
+
+    def _look(self) -> Iterator[EngineRequest]:
+        seen, place = self._seen, 0
+        while True:
+            while place < len(seen):
+                yield seen[place]
+                place += 1
+            if self._more is None:
+                return
+            for inner in self._more:
+                if inner.status._name_ not in _BLOCKED:
+                    seen.append(self._shown(inner))
+                    break
+            else:
+                self._more = None
+
+    def _shown(self, inner: Any) -> Work:
+        work = self._adopter.work_of(inner)
+        if inner.num_preemptions or inner.num_computed_tokens or inner.kv_transfer_params:
             work.context_tokens = computed = inner.num_computed_tokens
             work.todo_tokens = 1 if comes_from_elsewhere(inner) else max(inner.num_tokens - computed, 1)
             work.generated_tokens = inner.num_output_tokens
-            yield work
+        return work
 
     @overload
     def __getitem__(self, index: int) -> EngineRequest: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[EngineRequest]: ...
     def __getitem__(self, index: int | slice) -> EngineRequest | Sequence[EngineRequest]:
-        if isinstance(index, slice):
-            return list(self)[index]
-        if index == -1 and self._queue:  # the usual question: who came last
-            return self._adopter.work_of(self._queue[-1])
-        if index < 0:
-            return list(self)[index]
-        found = next(islice(self, index, None), None)
-        if found is None:
-            raise IndexError(index)
-        return found
+        if index == -1 and self._queued:  # the usual question: who came last
+            return self._adopter.work_of(self._queued[-1])
+        return list(self)[index]
 
 
 def _ahead(scheduler: Any) -> tuple[int, list[Any]]:
@@ -222,17 +235,13 @@ def _ahead(scheduler: Any) -> tuple[int, list[Any]]:
     tokens, others = 0, []
     arrived = scheduler.finished_recving_kv_req_ids
     for inner in getattr(queue, "_heap", queue):
-        if inner.status.name == "WAITING_FOR_REMOTE_KVS":
+        if inner.status._name_ == "WAITING_FOR_REMOTE_KVS":
             tokens += inner.request_id in arrived
         elif inner.num_computed_tokens > 0:
             tokens += max(inner.num_tokens - inner.num_computed_tokens, 1)
         else:
             others.append(inner)
     return tokens, others
-
-
-def _is_blocked(inner: Any) -> bool:
-    return inner.status.name in ("WAITING_FOR_REMOTE_KVS", "WAITING_FOR_STREAMING_REQ")
 
 
 def comes_from_elsewhere(inner: Any) -> bool:

@@ -1,0 +1,80 @@
+"""Prefill on one vLLM server and decode on another, KV handed over on disk: vLLM's ExampleConnector.
+
+It keys KV by the prompt and hands no parameters over. It stores a prompt's KV with the first chunk, so a prompt
+must fit into one step; and whole blocks of all but the last token, so it must be longer than a block.
+"""
+
+import asyncio
+import json
+
+import pytest
+from front import SCHEDULERS, Place, door, metric, numbers, place, run, talking_to
+from models import smollm2
+from servers import Engine, serving
+
+MODEL = "smollm2"
+BLOCK = 32
+FACTS = "France is a country in Europe. Its capital is Paris, on the river Seine, and its longest river is the Loire. "
+QUESTIONS = ["What is the capital of France?", "What is the longest river of France?", "Where is France?"]
+
+
+class Handover:
+    def __init__(self, instances, prefill, decode):
+        self.instances, self.prefill, self.decode = instances, prefill, decode
+
+
+@pytest.fixture(scope="module", params=SCHEDULERS)
+def handover(request, tmp_path_factory):
+    store = {"shared_storage_path": str(tmp_path_factory.mktemp("kv"))}
+    transfer = {"kv_connector": "ExampleConnector", "kv_role": "kv_both", "kv_connector_extra_config": store}
+    arguments = ["--kv-transfer-config", json.dumps(transfer), "--block-size", str(BLOCK)]
+    engine = Engine(smollm2(), dummy=False, max_model_len=1024, arguments=arguments)
+    places = [place(request.param, engine, role) for role in ("prefill", "decode")]
+    places = [Place(each.engine, each.table | {"role": each.table["name"], "block_tokens": BLOCK}) for each in places]
+    with serving(*(each.engine for each in places)) as servers:
+        yield Handover([each.at(server) for each, server in zip(places, servers, strict=True)], *servers)
+
+
+async def fetched(server):
+    """Return how many tokens' KV a server got from elsewhere."""
+    return sum((await metric(server, "vllm:external_prefix_cache_hits_total")).values())
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_the_decode_engine_goes_on_where_the_prefill_engine_ended(handover, stream):
+    asked = [f"{FACTS} ({'stream' if stream else 'whole'}) {question}" for question in QUESTIONS]
+
+    async def test():
+        async with door(handover.instances, MODEL) as front:
+            before = await fetched(handover.decode)
+            answers = await asyncio.gather(*(front.client.chat(text, 16, stream=stream) for text in asked))
+            assert await fetched(handover.decode) - before >= len(asked) * BLOCK
+        async with talking_to(handover.prefill.url, MODEL) as engine:
+            direct = [(await engine.chat(text, 16)).ids for text in asked]
+        assert [answer.ids for answer in answers] == direct
+        assert "Paris" in answers[0].text
+
+    run(test())
+
+
+def test_each_engine_does_its_part_and_no_more(handover):
+    async def test():
+        names = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
+        servers = (handover.prefill, handover.decode)
+        before = [(await metric(server, name))["0"] for server in servers for name in names]
+        async with door(handover.instances, MODEL) as front:
+            await asyncio.gather(*(front.client.complete(numbers(n, 100), 10) for n in range(4)))
+        after = [(await metric(server, name))["0"] for server in servers for name in names]
+        # Prompts count on both; the prefill engine makes one token each, the decode engine all ten.
+        assert [now - then for now, then in zip(after, before, strict=True)] == [400.0, 4.0, 400.0, 40.0]
+
+    run(test())
+
+
+def test_a_prompt_shorter_than_a_block_is_computed_again(handover):
+    async def test():
+        async with door(handover.instances, MODEL) as front:
+            answer = await front.client.complete(numbers(9, 20), 5)
+            assert len(answer.ids) == 5
+
+    run(test())
