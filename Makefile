@@ -6,8 +6,11 @@ OUT    ?= out
 TRACE  ?=
 PORT   ?= 8080
 POLICY ?= staggered
+VLLM   ?= 0.32.0
+# The newest version of vLLM in .venv-vllm, others beside it: make test-engine VLLM=0.31.0 uses .venv-vllm-0.31.
+ENGINE ?= .venv-vllm$(if $(filter-out 0.32.0,$(VLLM)),-$(basename $(VLLM)))
 
-.PHONY: help setup demo serve demo-live test lint types layers unit sockets bench clean
+.PHONY: help setup demo serve demo-live test lint types layers unit sockets test-engine bench clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
@@ -44,14 +47,21 @@ layers: setup    ## import-linter: the core is pure, layers point downwards
 SOCKETS := tests/wire tests/emulator tests/gateway tests/e2e
 
 unit: setup      ## the fast tests: no network, no clock
-	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%)
+	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%) --ignore=tests/engine
 
 # One by one, and what fails once more: real sockets and a real browser share the machine with others.
 sockets: setup   ## the tests with real sockets and headless Chromium (skipped where it is not installed)
 	$(BIN)/pytest $(SOCKETS) || $(BIN)/pytest --last-failed $(SOCKETS)
 
+test-engine: $(ENGINE)/.ready-$(VLLM) ## the tests with real vLLM servers on the CPU, in .venv-vllm (VLLM=0.32.0)
+	$(ENGINE)/bin/python -m pytest tests/engine
+
+$(ENGINE)/.ready-$(VLLM): pyproject.toml tests/engine/setup_engine.py $(wildcard tests/engine/lockstep_plugin/*)
+	$(PYTHON) tests/engine/setup_engine.py $(ENGINE) $(VLLM)
+	@touch $@
+
 bench: setup     ## speed: simulated steps/s, decision and plan times
 	$(BIN)/python -m benchmarks
 
 clean:           ## remove what the targets made
-	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(ENGINE) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

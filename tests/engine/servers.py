@@ -3,8 +3,9 @@
     with serving(Engine(tiny_llama())) as (server,):
         ask(server.url)
 
-Several engines start side by side. Every server leads a session of its own; when the context is left, whoever is
-in it is ended, engine cores and workers too. Standard library only: `python` names the environment with vLLM.
+Several engines start side by side. Every server leads a session of its own; when the context is left, whoever
+is in it is ended, engine cores and workers too. Standard library only: `python` names the environment with
+vLLM.
 """
 
 import json
@@ -82,7 +83,9 @@ class Server:
         self.port = free_ports(1)[0] if engine.port is None else engine.port
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(engine.threads)} | dict(engine.environment)
+        environment = (
+            os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(engine.threads)} | dict(engine.environment)
+        )
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 engine.command(python, self.port),
@@ -94,7 +97,7 @@ class Server:
             )
 
     def wait(self, until_s: float) -> None:
-        """Wait until it is healthy. Raises RuntimeError with the end of its log when it dies or takes too long."""
+        """Wait until it is healthy. Raises RuntimeError with the end of its log when it never is."""
         while not self._healthy():
             if self.process.poll() is not None:
                 raise RuntimeError(f"vLLM ended with {self.process.returncode}:\n{self.tail()}")
@@ -108,7 +111,8 @@ class Server:
 
     def members(self) -> list[int]:
         """Return the processes of its session that are alive."""
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_member(pid)]
+        alive = (int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit())
+        return [pid for pid in alive if self._is_member(pid)]
 
     def kill(self) -> None:
         """End it as a crash would."""
@@ -152,7 +156,9 @@ class Server:
 
 
 @contextmanager
-def serving(*engines: Engine, python: str = sys.executable, logs: Path | None = None) -> Iterator[tuple[Server, ...]]:
+def serving(
+    *engines: Engine, python: str = sys.executable, logs: Path | None = None
+) -> Iterator[tuple[Server, ...]]:
     """Serve while the context lasts. `logs`: a folder that keeps the logs; None: they go with the servers."""
     with ExitStack() as stack:
         folder = logs or Path(stack.enter_context(TemporaryDirectory(prefix="vllm-")))

@@ -1,10 +1,10 @@
-"""Prepares a virtual environment with vLLM for the CPU, Headway and the engine tests' needs. Standard library.
+"""Prepares a virtual environment: vLLM for the CPU, Headway, the engine tests' needs. Standard library only.
 
     python3 tests/engine/setup_engine.py .venv-vllm 0.32.0
 
 Decides what of vLLM's requirements is left out: torchvision, torchaudio and torchcodec, which fail to import
-beside a CPU build of torch and serve no text model, and triton, a gigabyte of GPU compiler. Run again, it mends
-what is missing and is quick about the rest.
+beside a CPU build of torch and serve no text model, and triton, a gigabyte of GPU compiler. Run again, it
+mends what is missing and is quick about the rest.
 """
 
 import re
@@ -85,7 +85,9 @@ def call_it_vllm(there: Environment, version: str) -> None:
     info.mkdir(exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
     (info / "INSTALLER").write_text("headway\n")
-    (info / "RECORD").write_text("".join(f"{info.name}/{name},,\n" for name in ("METADATA", "INSTALLER", "RECORD")))
+    (info / "RECORD").write_text(
+        "".join(f"{info.name}/{name},,\n" for name in ("METADATA", "INSTALLER", "RECORD"))
+    )
 
 
 if __name__ == "__main__":

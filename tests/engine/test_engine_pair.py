@@ -188,9 +188,13 @@ def test_a_killed_server_loses_no_request_that_has_no_byte_yet(pair):
             await asyncio.to_thread(pair.servers[1].kill)
             answers = await asyncio.gather(*asking)
             cut = [a for a in answers if len(a.ids) != 2]
-            assert all(a.ids and a.error for a in cut), "only what had begun to stream may be cut, and says so"
+            assert all(a.ids and a.error for a in cut), (
+                "only what had begun to stream may be cut, and says so"
+            )
             await until(lambda: front.seen(InstanceDown, "engine-1"))
-            answers = await asyncio.gather(*(front.client.complete(numbers(400 + n, 20), 2) for n in range(4)))
+            answers = await asyncio.gather(
+                *(front.client.complete(numbers(400 + n, 20), 2) for n in range(4))
+            )
             assert [len(a.ids) for a in answers] == [2] * 4
 
     run(test())

@@ -1,4 +1,4 @@
-"""One vLLM server with two ranks behind the gateway: ranks by header, independent ones and such in lockstep."""
+"""One vLLM server with two ranks behind the gateway: ranks by header, independent ones and ones in lockstep."""
 
 import asyncio
 
@@ -10,6 +10,8 @@ from servers import Engine, serving
 from headway.core.events import PassEnded
 from headway.hosts.gateway.scrape import read_metrics
 
+#: vLLM answers a stream it refuses with 200 and an error as its only event.
+ERROR_IN_STREAM = pytest.mark.xfail(reason="the gateway takes an error event for a first token", strict=True)
 MODELS = {"independent": tiny_llama, "lockstep": tiny_moe}
 
 
@@ -67,16 +69,20 @@ def test_the_load_of_every_rank_is_on_the_metrics_page(served):
     run(test())
 
 
-def test_a_rank_that_is_not_there_is_an_error_the_client_sees(served):
+@pytest.mark.parametrize(
+    "stream", [False, pytest.param(True, marks=ERROR_IN_STREAM)], ids=["whole", "stream"]
+)
+def test_a_rank_that_is_not_there_is_an_error_the_client_sees(served, stream):
     """The configuration says more ranks than there are: nothing can be served well, and nothing hangs."""
 
     async def test():
         instance = {name: v for name, v in served.instance.items() if name not in ("events", "snapshots")}
         async with door([instance | {"ranks": 3}], served.model, policy="round-robin") as front:
-            answers = await asyncio.gather(*(front.client.complete(numbers(n, 50), 1) for n in range(3)))
-            assert sorted(answer.status for answer in answers) == [200, 200, 400]
-            (refused,) = (answer for answer in answers if answer.status == 400)
+            asked = (front.client.complete(numbers(n, 50), 1, stream=stream) for n in range(3))
+            answers = await asyncio.gather(*asked)
+            (refused,) = (answer for answer in answers if answer.error)
             assert "data_parallel_rank" in refused.error["message"]
+            assert refused.status == 400
 
     run(test())
 

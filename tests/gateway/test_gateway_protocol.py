@@ -297,6 +297,78 @@ def test_one_connection_too_many_is_told_so_and_the_others_go_on():
     run(check())
 
 
+def test_a_client_that_asks_and_asks_and_never_reads_is_owed_one_answer_at_a_time():
+    """Neither its answers nor the bodies it sends ahead pile up."""
+
+    async def check():
+        handled = 0
+
+        async def large(request):
+            nonlocal handled
+            handled += 1
+            await request.read()
+            return HttpResponse(200, b"x" * 5_000_000)
+
+        async with listening(large) as (listener, connect):
+            _, writer = await connect()
+            request = POST.replace(b"Content-Length: 4", b"Content-Length: 900") + b"y" * 900
+            writer.write(request * 2000)
+            await until(lambda: any(c._writable is not None and c._unread for c in listener.connections))
+            (connection,) = listener.connections
+            assert handled == 1
+            # What one read of the socket brought, at most.
+            assert len(connection._queue) * len(request) <= 1 << 18
+
+    run(check())
+
+
+def test_a_trailer_is_no_header_and_is_bounded():
+    seen = []
+
+    async def note(request):
+        try:
+            await request.read()
+        except Refusal as refusal:
+            return refused(refusal)
+        seen.append(dict(request.headers))
+        return HttpResponse(200, b"ok")
+
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = exchange(note, head + b"2\r\nhi\r\n0\r\nAuthorization: Bearer x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ") and "authorization" not in seen[0]
+
+    async def check():
+        async with listening(note) as (_, connect):
+            reader, writer = await connect()
+            writer.write(head + b"2\r\nhi\r\n0\r\nX: ")
+            for _ in range(100):
+                writer.write(b"y" * 4096)
+                await asyncio.sleep(0)
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 431 ")
+
+    run(check())
+
+
+def test_a_long_body_before_the_next_head_does_not_count_as_head():
+    body = b"z" * 100_000
+    request = POST.replace(b"Content-Length: 4", b"Content-Length: 100000") + body
+    answer = exchange(echo, request + closing(GET), most_body_bytes=200_000)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_what_is_refused_before_it_is_a_request_is_heard_of():
+    async def check():
+        async with listening(echo) as (listener, connect):
+            heard = []
+            listener.on_refused = heard.append
+            reader, writer = await connect()
+            writer.write(b"nonsense\r\n\r\n")
+            await reader.read()
+            assert [refusal.status for refusal in heard] == [400]
+
+    run(check())
+
+
 def test_a_connection_on_which_nothing_ever_comes_is_closed():
     async def check():
         async with listening(echo, header_timeout_s=0.05) as (_, connect):

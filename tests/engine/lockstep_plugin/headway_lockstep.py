@@ -1,8 +1,9 @@
 """Lets vLLM's MoE data parallelism run on a CPU: the two collectives of uneven sizes its communicator lacks.
 
-Test equipment. With these, the ranks of an MoE model meet in every MoE layer and so march in lockstep, as on
-GPUs: each gathers the tokens of all, and keeps of the sum the rows of its own. gloo knows neither collective, so
-rows are padded to the longest rank's, and the sum is made everywhere and cut. vLLM loads this in every process.
+Test equipment. With these, the ranks of an MoE model meet in every MoE layer and so march in lockstep, as
+on GPUs: each gathers the tokens of all, and keeps of the sum the rows of its own. gloo knows neither
+collective, so rows are padded to the longest rank's, and the sum is made everywhere and cut. vLLM loads this
+in every process.
 """
 
 from collections.abc import Sequence

@@ -128,11 +128,12 @@ class Gateway:
         self.public.draining = True
         patience_s = self.config.server.drain_timeout_s if timeout_s is None else timeout_s
         deadline_s = self._loop.time() + patience_s
-        for listener in self._listeners[:1]:
-            listener.drain()
-        while self.serving.buffer.in_flight and self._loop.time() < deadline_s:
+        self._page.close()
+        listener = self._listeners[0]
+        listener.drain()  # each connection ends when its answer has gone out
+        while (self.serving.buffer.in_flight or listener.connections) and self._loop.time() < deadline_s:
             await asyncio.sleep(DRAIN_LOOK_S)
-        return not self.serving.buffer.in_flight
+        return not (self.serving.buffer.in_flight or listener.connections)
 
     async def stop(self) -> None:
         """End everything at once; `drain` first to be kind."""
@@ -224,7 +225,10 @@ class Gateway:
         """Serve on an address; return its URL."""
         limits = self.config.limits
         listener = Listener(
-            handler, header_timeout_s=limits.header_timeout_s, most_body_bytes=limits.max_body_bytes
+            handler,
+            header_timeout_s=limits.header_timeout_s,
+            most_body_bytes=limits.max_body_bytes,
+            on_refused=lambda refusal: self.metrics.refused(refusal.status),
         )
         self._listeners.append(listener)
         return await listener.listen(host, port, tls)
@@ -260,8 +264,8 @@ async def serve(gateway: Gateway, on_ready: Callable[[], None] = lambda: None) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask)
     async with AsyncExitStack() as stack:
-        stack.enter_context(logging_as_json(gateway.config.logs))
         stack.callback(faulthandler.cancel_dump_traceback_later)  # the last to be done
+        stack.enter_context(logging_as_json(gateway.config.logs))
         await stack.enter_async_context(gateway)
         on_ready()
         await stop.wait()

@@ -4,10 +4,12 @@ import asyncio
 import resource
 import ssl
 import sys
+from collections.abc import Callable
 from email.utils import formatdate
 from time import time
 
 from headway.core.errors import ConfigError
+from headway.hosts.gateway.errors import Refusal
 from headway.hosts.gateway.protocol import Connection, Handler
 
 __all__ = ["Listener"]
@@ -31,10 +33,21 @@ def most_connections() -> int:
 
 
 class Listener:
-    """One address. `draining`: every answer is the last of its connection."""
+    """One address. `draining`: every answer is the last of its connection.
 
-    def __init__(self, handler: Handler, *, header_timeout_s: float, most_body_bytes: int) -> None:
+    `on_refused` hears of what was refused before there was a request to handle.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        header_timeout_s: float,
+        most_body_bytes: int,
+        on_refused: Callable[[Refusal], None] = lambda refusal: None,
+    ) -> None:
         self.handler = handler
+        self.on_refused = on_refused
         self.header_timeout_s = header_timeout_s
         self.keep_alive_s = KEEP_ALIVE_S
         self.most_body_bytes = most_body_bytes

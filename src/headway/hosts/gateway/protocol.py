@@ -5,8 +5,8 @@ to headers that come a byte at a time, and errors in one shape. The rules:
 
 Rule 1. Requests of a connection are handled one after the other; a client that goes away (or only shuts
         its sending side) cancels the one that is handled, and those behind it.
-Rule 2. Every size is bounded: a header field, their number, the head, the body, the requests that a client
-        sends without waiting for answers.
+Rule 2. Every size is bounded: a header field, their number, the head, the trailer, the body. A client that
+        sends its next request without waiting for the answer is read no further until it has it.
 Rule 3. An answer that cannot be whole ends the connection, so that nobody takes it for the whole.
 """
 
@@ -29,8 +29,6 @@ __all__ = ["ClientSink", "Connection", "Handler", "HttpRequest", "HttpResponse",
 
 #: Bytes of one header field, and fields of one request; of all together with the request line.
 MOST_FIELD_BYTES, MOST_FIELDS, MOST_HEAD_BYTES = 16_384, 100, 65_536
-#: A client that sends more requests than this without waiting for answers is read no further.
-MOST_PIPELINED = 16
 #: Whoever is refused before its body is read whole may go on sending for so long, or it would see a reset
 #: connection in place of the answer.
 LINGER_S = 1.0
@@ -157,7 +155,9 @@ class Connection(asyncio.Protocol):
         self.task: asyncio.Task[None] | None = None
         self._queue: deque[HttpRequest | Refusal] = deque()
         self._reading: HttpRequest | None = None  # whose body is under way
-        self._in_head = False
+        self._current: HttpRequest | None = None  # that is handled
+        # What is being read, and whether the bytes that came last held something else too
+        self._in_head = self._in_trailer = self._mixed = False
         self._url = b""
         self._fields: dict[str, str] = {}
         self._field_count = self._head_bytes = 0
@@ -171,6 +171,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Expect a request."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+        if self._listener.draining:
+            self._transport.abort()
         self.deadline_s = self._loop.time() + self._listener.header_timeout_s
         self._listener.connections.add(self)
         if len(self._listener.connections) > self._listener.most_connections:
@@ -180,6 +182,7 @@ class Connection(asyncio.Protocol):
         """Parse what came."""
         if self._deaf:
             return
+        self._mixed = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:  # to HTTP/2 or a socket: we stay with what we are
@@ -189,13 +192,23 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._broken(self._problem or Refusal(400, "bad_http", f"Not an HTTP request: {error}."))
         else:
-            if self._in_head:
-                self._head_bytes += len(data)
-                if self._head_bytes > MOST_HEAD_BYTES:
-                    self._broken(_head_too_large())
-            if len(self._queue) > MOST_PIPELINED and self._transport is not None:
+            self._measure(len(data))
+            ahead = len(self._queue) - (self._current is None)
+            if ahead > 0 and not self._unread and self._transport is not None:
                 self._unread = True
                 self._transport.pause_reading()
+
+    def _measure(self, size: int) -> None:
+        """Bound what the parser keeps of a field that is not whole: bytes that came while no end was seen."""
+        if (self._in_head or self._in_trailer) and not self._mixed:
+            self._head_bytes += size
+        if self._head_bytes > MOST_HEAD_BYTES:
+            self._broken(_head_too_large())
+
+    def eof_received(self) -> None:
+        """Take a client that shuts its side for gone: nothing else tells of one that does not read."""
+        if self.task is not None:
+            self.task.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Whoever waited for answers is gone."""
@@ -235,7 +248,9 @@ class Connection(asyncio.Protocol):
             self._stop(_head_too_large())
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; of equal ones, all."""
+        """Keep a header; of equal ones, all. What comes after a body in chunks is a trailer, and not kept."""
+        if not self._in_head:
+            return
         self._field_count += 1
         if len(name) + len(value) > MOST_FIELD_BYTES or self._field_count > MOST_FIELDS:
             self._stop(_head_too_large())
@@ -257,13 +272,20 @@ class Connection(asyncio.Protocol):
         self._queue.append(request)
         self._kick()
 
+    def on_chunk_header(self) -> None:
+        """Expect a chunk, or after the last one a trailer."""
+        self._in_trailer = self._mixed = True
+        self._head_bytes = 0
+
     def on_body(self, piece: bytes) -> None:
         """Give the request a piece of its body."""
+        self._in_trailer = False
         if self._reading is not None:
             self._reading.receive(piece, self._listener.most_body_bytes)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        self._in_trailer, self._mixed = False, True
         if self._reading is not None:
             self._reading.end()
             self._reading = None
@@ -277,6 +299,7 @@ class Connection(asyncio.Protocol):
         """Say why nothing more is read, after the answers that are owed."""
         self._deaf = True
         self._in_head = False
+        self._listener.on_refused(problem)
         if self._reading is not None:
             self._reading.fail(problem)
         else:
@@ -317,7 +340,7 @@ class Connection(asyncio.Protocol):
         try:
             while self._queue and not self.lost:
                 item = self._queue.popleft()
-                if self._unread and self._transport is not None:
+                if self._unread and not self._queue and self._transport is not None:
                     self._unread = False
                     self._transport.resume_reading()
                 if isinstance(item, Refusal):
@@ -325,16 +348,18 @@ class Connection(asyncio.Protocol):
                     self._end_kindly()
                 elif not await self._handle(item):
                     break
+                await self.written()  # a client that asks and does not read is owed one answer at a time
         except ConnectionError:
             self.abort()
         finally:
-            self.task = None
+            self.task = self._current = None
             if not self._in_head:
                 self.deadline_s = self._loop.time() + self._listener.keep_alive_s
 
     async def _handle(self, request: HttpRequest) -> bool:
         """Answer a request; return whether the connection can take another."""
         self.began = self.ended = False
+        self._current = request
         try:
             response = await self._listener.handler(request)
         except ConnectionError:
@@ -351,6 +376,7 @@ class Connection(asyncio.Protocol):
             self.close()
             return False
         keep = self._keeps(request)
+        self._current = None
         if not keep:
             self._end_kindly()
         return keep

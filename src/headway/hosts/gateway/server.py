@@ -55,6 +55,8 @@ class PublicSide:
             ("GET", "/ready"): self._ready,
             ("GET", "/liveness"): self._health,
             ("GET", "/readiness"): self._ready,
+            **{("HEAD", path): self._health for path in ("/health", "/liveness")},
+            **{("HEAD", path): self._ready for path in ("/ready", "/readiness")},
             ("GET", "/metrics"): self._metrics,
             ("GET", "/v1/models"): self._models,
             **{("POST", path): self._generate for path in _GENERATIONS},
