@@ -1,4 +1,4 @@
-"""One vLLM server with two ranks behind the gateway: ranks by header, independent ones and ones in lockstep."""
+"""One vLLM server with two ranks behind the gateway, by header: ranks on their own, and ranks in lockstep."""
 
 import asyncio
 

@@ -62,6 +62,9 @@ class StandIn:
         self.break_after = None  # chunks after which the connection is cut
         self.extra = {}  # more fields of a JSON answer
         self.metrics = ""
+        self.scraped = 0
+        self.answers_checks = asyncio.Event()  # /health answers when it is set
+        self.answers_checks.set()
         self.nodelay = []
 
     async def __aenter__(self):
@@ -90,10 +93,12 @@ class StandIn:
 
     async def _handle(self, request):
         if request.path == "/health":
+            await self.answers_checks.wait()
             return web.Response(status=200 if self.healthy else 500)
         if request.path == "/v1/models":
             return web.json_response({"data": [{"id": name, "max_model_len": 1000} for name in self.models]})
         if request.path == "/metrics":
+            self.scraped += 1
             return web.Response(text=self.metrics, status=200 if self.metrics else 404)
         return await self._generate(request)
 

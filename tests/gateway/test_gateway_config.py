@@ -92,7 +92,38 @@ WRONG = [
     ({"slo": {"ttft_s": 0}}, r"slo\.ttft_s: .*greater than 0, got 0"),
     ({"slo": {"ttft_s": float("nan")}}, r"slo\.ttft_s"),
     ({"tls": {"certificate": "c.pem"}}, r"missing key tls\.key"),
+    ({"policy": {"cluster": "a+b"}}, r"policy\.cluster: .*names two policies"),
+    ({"instances": [AGGREGATED | {"url": "http://a..b:80"}]}, r"instances\[0\]\.url: the host's name must"),
+    (
+        {"instances": [AGGREGATED | {"url": f"http://{'a' * 64}:80"}]},
+        r"instances\[0\]\.url: .*1 to 63 characters",
+    ),
+    ({"instances": [AGGREGATED | {"url": "http://h:1/a b"}]}, r"instances\[0\]\.url: must not have spaces"),
+    *(
+        ({"instances": [AGGREGATED | {"events": address}]}, r"instances\[0\]\.events: must be tcp://HOST:PORT")
+        for address in ("nonsense", "http://h:1", "tcp://h", "tcp://h:0", "tcp://*:5557", "ipc://")
+    ),
+    ({"admin": {"port": 8080}}, r"admin\.port: 8080 is server\.port already"),
+    ({"server": {"host": "0.0.0.0"}, "metrics": {"port": 8080}}, r"metrics\.port: 8080 is server\.port"),
+    ({"admin": {"port": 9090}, "metrics": {"port": 9090}}, r"metrics\.port: 9090 is admin\.port already"),
+    ({"admin": {"host": "0.0.0.0", "port": 9090}}, r"admin\.host: .*admin\.token_env is missing"),
 ]
+
+SOUND = [
+    {"server": {"port": 0}, "admin": {"port": 0}, "metrics": {"port": 0}},
+    {"server": {"host": "10.0.0.1", "port": 80}, "metrics": {"port": 80}},
+    {"server": {"host": "::", "port": 80}, "metrics": {"host": "127.0.0.1", "port": 80}},
+    {"admin": {"host": "0.0.0.0", "port": 9090, "token_env": "TOKEN"}},
+    {"admin": {"host": "::1", "port": 9090}},
+    {"admin": {"host": "0.0.0.0"}},
+    {"instances": [AGGREGATED | {"events": "tcp://[::1]:5557", "snapshots": "ipc:///run/engine"}]},
+    {"instances": [AGGREGATED | {"url": "http://[::1]:8000"}]},
+]
+
+
+@pytest.mark.parametrize("data", SOUND)
+def test_what_is_sound(data):
+    GatewayConfig.parse(data)
 
 
 @pytest.mark.parametrize(("data", "message"), WRONG)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from standins import StandIn, chat, gateway, run, running, until
 
-from headway.core.events import InstanceDown, InstanceUp, PassEnded, Role, Snapshot
+from headway.core.events import InstanceDown, InstanceDraining, InstanceUp, PassEnded, Role, Snapshot
 from headway.hosts.emulator.emulator import Emulator
 from headway.hosts.gateway.config import InstanceSpec
 from headway.hosts.gateway.inference import Inference
@@ -75,6 +75,40 @@ def test_a_goodbye_is_believed_at_once():
         async with published() as (_, _, publisher, heard, _):
             publisher.publish(InstanceDown("its-own-name"))
             await until(lambda: InstanceDown("engine-0") in heard)
+
+    run(check())
+
+
+@pytest.mark.parametrize("word", [InstanceDown, InstanceDraining])
+def test_an_engine_that_leaves_is_not_taken_back_because_it_still_passes_checks(word):
+    async def check():
+        async with published() as (front, _, publisher, _, stands):
+            worker = front.workers.named("engine-0")
+            publisher.publish(word("its-own-name"))
+            await until(lambda: not worker.takes_work())
+            passed = worker.passed
+            await until(lambda: worker.passed > passed + 3, "checks that it passes")
+            assert worker.state.value == ("down" if word is InstanceDown else "ejected")
+            stands[0] = replace(HELLO, epoch=6)
+            publisher.publish(stands[0])
+            await until(worker.takes_work)
+            assert worker.told.epoch == 6
+
+    run(check())
+
+
+@pytest.mark.parametrize("word", [InstanceDown, InstanceDraining])
+def test_an_engine_that_left_is_taken_back_when_it_was_away(word):
+    async def check():
+        async with published() as (front, engine, publisher, _, _):
+            worker = front.workers.named("engine-0")
+            publisher.publish(word("its-own-name"))
+            await until(lambda: not worker.takes_work())
+            engine.healthy = False
+            await until(lambda: not worker.leaving)
+            assert worker.state.value == "down"
+            engine.healthy = True
+            await until(worker.takes_work)
 
     run(check())
 

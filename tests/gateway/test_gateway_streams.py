@@ -5,6 +5,7 @@ import json
 import socket
 
 import aiohttp
+import pytest
 from standins import ANSWER, CHAT, DONE, EVENT, USAGE, StandIn, chat, error_of, gateway, run, until
 
 
@@ -196,6 +197,96 @@ def test_a_stream_that_stalls_is_ended():
     run(check())
 
 
+BIG = b"data: " + bytes(100_000).replace(b"\0", b"x") + b"\n\n"
+
+
+async def stalled(front, path, **fields):
+    """Ask for a stream and read nothing of it; return the connection."""
+    body = json.dumps(CHAT | {"stream": True} | fields).encode()
+    host, _, port = front.url.removeprefix("http://").partition(":")
+    _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    writer.transport.pause_reading()
+    writer.write(b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (path, len(body), body))
+    return writer
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/responses"])
+def test_a_client_that_does_not_read_is_gone_and_no_engine_is_to_blame(path):
+    async def check():
+        limits = {"idle_timeout_s": 0.05}
+        async with StandIn() as engine, gateway([engine], limits=limits) as (front, _):
+            engine.chunks = [BIG] * 400
+            writer = await stalled(front, path)
+            await until(lambda: engine.aborted == 1, "the engine's abort")
+            await until(lambda: not front.serving.buffer.in_flight)
+            await until(lambda: not front._listeners[0].connections, "the client's connection closed")
+            numbers = front.metrics.text()
+            assert b'status="504"' not in numbers and b'status="502"' not in numbers
+            if path == b"/v1/chat/completions":
+                assert b'headway_requests_total{status="499"} 1.0' in numbers
+            assert front.workers.named("engine-0").errors == 0
+            writer.transport.abort()
+
+    run(check())
+
+
+def test_an_engine_that_answers_nobody_is_tried_elsewhere_and_ejected():
+    """Its `/health` is well, and no budget of retries is left."""
+
+    async def check():
+        limits = {"first_byte_timeout_s": 0.05, "retry_budget": 0.0}
+        health = {"interval_s": 60.0, "eject_after": 3}
+        async with (
+            StandIn() as hung,
+            StandIn() as good,
+            gateway([hung, good], "least-requests", limits=limits, health=health) as (front, client),
+        ):
+            hung.go.clear()
+            ejected = []
+            eject = front.workers._eject
+            front.workers._eject = lambda worker, why: (
+                ejected.append((worker.name, why)),
+                eject(worker, why),
+            )
+            while not ejected:
+                assert (await chat(client))[0] == 200
+            assert ejected == [("engine-0", "engine-0 was silent for too long")]
+            assert len(hung.requests) == 3
+
+    run(check())
+
+
+def test_an_engine_that_is_slow_for_one_request_and_answers_others_is_not_to_blame():
+    async def check():
+        limits = {"first_byte_timeout_s": 0.3, "retries": 0}
+        async with StandIn() as engine, gateway([engine], limits=limits) as (front, client):
+            engine.go.clear()
+            long = [asyncio.create_task(chat(client)) for _ in range(4)]
+            await until(lambda: len(engine.requests) == 4)
+            waits, engine.go = engine.go, asyncio.Event()
+            engine.go.set()
+            assert (await chat(client))[0] == 200
+            assert [(await task)[0] for task in long] == [504] * 4
+            assert front.workers.named("engine-0").errors == 0 and front.workers.ready()
+            waits.set()
+
+    run(check())
+
+
+def test_targets_that_a_client_states_reach_the_engine():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (_, client):
+            await chat(
+                client, headers={"x-llm-d-slo-ttft-ms": "250", "x-slo-tpot-ms": "20", "x-priority": "3"}
+            )
+            sent = engine.requests[0][1]
+            assert (sent["x-slo-ttft-ms"], sent["x-slo-tpot-ms"], sent["x-priority"]) == ("250", "20", "3")
+            await chat(client)
+            assert not any(name.lower().startswith(("x-slo", "x-prio")) for name in engine.requests[1][1])
+
+    run(check())
+
+
 def test_both_sides_are_without_nagles_delay():
     async def check():
         async with StandIn() as engine, gateway([engine]) as (front, client):
@@ -210,19 +301,6 @@ def test_both_sides_are_without_nagles_delay():
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             engine.more.set()
             await answer.read()
-
-    run(check())
-
-
-def test_embeddings_and_what_else_there_is_are_passed_on():
-    async def check():
-        async with StandIn() as engine, gateway([engine]) as (_, client):
-            status, _, body = await chat(
-                client, {"input": "x"}, path="/v1/embeddings", headers={"X-data-parallel-rank": "9"}
-            )
-            assert (status, json.loads(body)) == (200, ANSWER)
-            path, headers, _ = engine.requests[0]
-            assert path == "/v1/embeddings" and "X-data-parallel-rank" not in headers
 
     run(check())
 

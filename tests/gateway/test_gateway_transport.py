@@ -155,6 +155,16 @@ def test_nobody_there_is_told_apart():
     run(check())
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+def test_what_is_no_host_is_an_error_of_the_connection(host):
+    async def check():
+        async with served() as (_, transport, _):
+            with pytest.raises(TransportError, match="is no host"):
+                await get(transport, f"http://{host}:80")
+
+    run(check())
+
+
 def test_a_slow_reader_holds_back_the_engine():
     async def check():
         size = 40 * HIGH_WATER_BYTES

@@ -6,6 +6,7 @@ from standins import StandIn, chat, error_of, gateway, run, running
 from headway.hosts.gateway.worker_api import instance_name
 
 API = {"enabled": True}
+UNKNOWABLE = ({"url": "http://a..b:80"}, {"url": f"http://{'a' * 64}:80"})  # no name server can be asked
 
 
 async def call(client: aiohttp.ClientSession, method: str, path: str, **query: str) -> tuple[int, str]:
@@ -44,7 +45,7 @@ def test_a_worker_is_added_serves_and_is_removed():
 def test_what_cannot_be_added_is_said_and_changes_nothing():
     async def test():
         async with StandIn() as engine, gateway([engine], worker_api=API) as (_, client):
-            for query in ({}, {"url": engine.url}, {"url": "10.0.0.1:8000"}, {"url": "ftp://x"}):
+            for query in ({}, {"url": engine.url}, {"url": "10.0.0.1:8000"}, {"url": "ftp://x"}, *UNKNOWABLE):
                 status, text = await call(client, "POST", "/add_worker", **query)
                 assert status == 400 and error_of(text)
             assert await listed(client) == [engine.url]
@@ -97,6 +98,18 @@ def test_metrics_have_a_bind_of_their_own_with_nothing_else_on_it():
             for path, status in (("/metrics", 200), ("/health", 200), ("/v1/models", 404)):
                 async with client.get(front.metrics_url + path) as answer:
                     assert answer.status == status
+
+    run(test())
+
+
+def test_other_sites_pages_cannot_add_a_worker():
+    async def test():
+        async with StandIn() as engine, gateway([], worker_api=API) as (front, client):
+            for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+                query = {"url": engine.url}
+                async with client.post("/add_worker", params=query, headers=headers) as answer:
+                    assert (answer.status, error_of(await answer.read())) == (403, "other_site")
+            assert not list(front.workers)
 
     run(test())
 

@@ -1,13 +1,17 @@
 """Engines that are added, drained, removed, ejected and taken back while the gateway runs."""
 
 import asyncio
+import json
 
 import aiohttp
 import pytest
 from standins import CHAT, StandIn, chat, error_of, gateway, run, running, until
 
+from headway.core.errors import ConfigError
 from headway.core.events import InstanceDown, InstanceDraining, InstanceUp, Snapshot
 from headway.hosts.gateway import GatewayConfig
+from headway.hosts.gateway import admin as admin_side
+from headway.hosts.gateway.scrape import Load, read_metrics
 
 
 def watch(front):
@@ -137,6 +141,183 @@ def test_a_reload_changes_the_workers_to_those_of_the_file():
     run(check())
 
 
+def test_a_reload_to_other_pools_changes_nothing():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (front, client):
+            pair = [{"name": role[0], "url": engine.url, "role": role} for role in ("prefill", "decode")]
+            with pytest.raises(ConfigError, match="the cluster is aggregated"):
+                await front.reload(GatewayConfig.parse({"instances": pair}))
+            assert [worker.name for worker in front.workers] == ["engine-0"]
+            assert (await chat(client))[0] == 200
+
+    run(check())
+
+
+def test_a_reload_adds_the_new_before_it_waits_for_the_old():
+    async def check():
+        async with StandIn() as old, StandIn() as new, gateway([old]) as (front, client):
+            old.go.clear()
+            under_way = asyncio.create_task(chat(client))
+            await until(lambda: old.requests)
+            config = GatewayConfig.parse({"instances": [{"name": "new", "url": new.url}]})
+            reload = asyncio.create_task(front.reload(config))
+            await until(lambda: front.workers.named("engine-0").draining)
+            assert (await chat(client))[0] == 200 and new.requests
+            old.go.set()
+            assert (await under_way)[0] == 200
+            await reload
+            assert [worker.name for worker in front.workers] == ["new"]
+
+    run(check())
+
+
+def test_a_changed_engine_is_added_anew_also_when_two_reloads_overlap():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (front, _):
+            changed = {"name": "engine-0", "url": engine.url, "chunk_tokens": 100}
+            config = GatewayConfig.parse({"instances": [changed]})
+            await asyncio.gather(front.reload(config), front.reload(config))
+            assert front.workers.named("engine-0").spec == config.instances[0]
+
+    run(check())
+
+
+ADMIN = {"port": 0}
+
+
+def test_an_engine_is_watched_though_whoever_added_it_left():
+    async def check():
+        async with StandIn() as old, StandIn() as new, gateway([old], admin=ADMIN) as (front, _):
+            new.answers_checks.clear()
+            spec = {"name": "new", "url": new.url}
+            async with aiohttp.ClientSession(front.admin_url) as admin:
+                adding = asyncio.create_task(admin.post("/workers", json=spec))
+                await until(lambda: front.workers.get("new"))
+                adding.cancel()
+                await asyncio.gather(adding, return_exceptions=True)
+            await until(lambda: not front._listeners[1].connections)
+            new.answers_checks.set()
+            await until(lambda: front.workers.named("new").takes_work())
+            new.healthy = False
+            await until(lambda: front.workers.named("new").state.value == "down")
+
+    run(check())
+
+
+def test_an_engine_is_removed_though_whoever_removed_it_left():
+    async def check():
+        async with StandIn() as old, StandIn() as new, gateway([old, new], admin=ADMIN) as (front, client):
+            old.go.clear()
+            under_way = asyncio.create_task(chat(client))
+            await until(lambda: old.requests)
+            async with aiohttp.ClientSession(front.admin_url) as admin:
+                removing = asyncio.create_task(admin.delete("/workers/engine-0"))
+                await until(lambda: front.workers.named("engine-0").draining)
+                removing.cancel()
+                await asyncio.gather(removing, return_exceptions=True)
+            await until(lambda: not front._listeners[1].connections)
+            old.go.set()
+            assert (await under_way)[0] == 200
+            await until(lambda: front.workers.get("engine-0") is None)
+            assert b"engine-0" not in front.metrics.text()
+
+    run(check())
+
+
+def test_an_engine_that_cannot_be_added_leaves_nothing_behind(monkeypatch):
+    async def check():
+        async with StandIn() as old, StandIn() as new, gateway([old], admin=ADMIN) as (front, _):
+            spec = {"name": "new", "url": new.url}
+            async with aiohttp.ClientSession(front.admin_url) as admin:
+                with monkeypatch.context() as patched:
+                    patched.setattr(front.workers, "_check", None)
+                    async with admin.post("/workers", json=spec) as answer:
+                        assert answer.status == 500
+                assert front.workers.get("new") is None
+                async with admin.post("/workers", json=spec) as answer:
+                    assert answer.status == 201
+
+    run(check())
+
+
+def test_an_engine_removed_during_its_first_check_does_not_come_up_afterwards():
+    async def check():
+        async with StandIn() as old, StandIn() as new, gateway([old]) as (front, _):
+            heard = watch(front)
+            new.answers_checks.clear()
+            config = GatewayConfig.parse({"instances": [{"name": "new", "url": new.url}]})
+            adding = asyncio.create_task(front.workers.add(config.instances[0]))
+            await until(lambda: front.workers.get("new"))
+            await front.workers.remove("new")
+            new.answers_checks.set()
+            assert (await adding).state.value == "down"
+            assert heard == []
+
+    run(check())
+
+
+def test_other_sites_pages_cannot_steer_a_gateway_without_a_token(monkeypatch):
+    monkeypatch.setenv("ADMIN", "secret")
+
+    async def check():
+        async with StandIn() as engine, gateway([engine], admin=ADMIN) as (front, _):
+            own = front.admin_url.removeprefix("http://")
+            port = own.partition(":")[2]
+            calls = [
+                ({"Origin": f"http://{own}"}, 200),
+                ({"Host": f"localhost:{port}"}, 200),
+                ({"Origin": "http://evil.example"}, 403),
+                ({"Origin": "null"}, 403),
+                ({"Origin": f"http://127.0.0.1:{port}0"}, 403),
+                ({"Origin": "http://["}, 403),
+                ({"Host": f"evil.example:{port}", "Origin": f"http://evil.example:{port}"}, 403),
+                ({"Host": f"evil.example:{port}"}, 403),
+            ]
+            async with aiohttp.ClientSession(front.admin_url) as admin:
+                for headers, status in calls:
+                    async with admin.post("/workers/engine-0/undrain", headers=headers) as answer:
+                        assert answer.status == status, headers
+                async with admin.get("/admin/live", headers={"Origin": "http://evil.example"}) as answer:
+                    assert (answer.status, error_of(await answer.read())) == (403, "other_site")
+        with_token = {"port": 0, "token_env": "ADMIN"}
+        async with StandIn() as engine, gateway([engine], admin=with_token) as (front, _):
+            headers = {"Authorization": "Bearer secret", "Origin": "http://ops.example", "Host": "ops"}
+            async with aiohttp.ClientSession(front.admin_url, headers=headers) as admin:
+                async with admin.get("/workers") as answer:  # behind a proxy of theirs
+                    assert answer.status == 200
+
+    run(check())
+
+
+def test_a_worker_is_added_by_what_says_it_is_json():
+    async def check():
+        async with StandIn() as engine, gateway([engine], admin=ADMIN) as (front, _):
+            spec = json.dumps({"name": "new", "url": engine.url})
+            async with aiohttp.ClientSession(front.admin_url) as admin:
+                for kind, status in (("text/plain", 415), ("application/json; charset=utf-8", 201)):
+                    async with admin.post("/workers", data=spec, headers={"Content-Type": kind}) as answer:
+                        assert answer.status == status
+
+    run(check())
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(admin_side, "BODY_S", 0.02)
+
+    async def check():
+        async with StandIn() as engine, gateway([engine], admin=ADMIN) as (front, _):
+            reader, writer = await asyncio.open_connection(*front.admin_url.removeprefix("http://").split(":"))
+            writer.write(
+                b"POST /workers HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 9\r\n\r\n{"
+            )
+            assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+            writer.close()
+            await writer.wait_closed()
+
+    run(check())
+
+
 def test_the_admin_side_wants_its_token_and_says_what_is_wrong(monkeypatch):
     monkeypatch.setenv("ADMIN", "secret")
 
@@ -188,6 +369,35 @@ def test_a_poll_is_answered_by_what_the_engine_publishes():
             )
 
     run(check())
+
+
+NONSENSE = """vllm:num_requests_running{engine="0"} NaN
+vllm:num_requests_waiting{engine="0"} +Inf
+vllm:kv_cache_usage_perc{engine="0"} -inf
+"""
+
+
+def test_numbers_that_are_none_count_as_not_told():
+    assert read_metrics(NONSENSE, 1) == Load()
+    assert read_metrics(METRICS + NONSENSE, 1) == read_metrics(METRICS, 1)
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e308"])
+def test_nonsense_in_its_metrics_does_not_end_the_watch_over_an_engine(number, caplog):
+    async def check():
+        tables = {"instance": {"kv_blocks": 1000}, "inference": {"scrape_interval_s": 0.01}}
+        async with StandIn() as engine, gateway([engine], **tables) as (front, _):
+            worker = front.workers.named("engine-0")
+            engine.metrics = METRICS.replace("0.5", number)
+            for _ in range(2):
+                scraped = engine.scraped
+                await until(lambda before=scraped: engine.scraped > before + 1)
+            engine.healthy = False
+            await until(lambda: worker.state.value == "down")
+
+    run(check())
+    failed = [record for record in caplog.records if record.message == "a look at an engine failed"]
+    assert [bool(record.exc_info) for record in failed] == ([True] if number == "1e308" else [])
 
 
 def test_an_engine_that_is_not_there_yet_is_waited_for():

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -132,6 +133,51 @@ def test_lines_that_nobody_reads_are_dropped_and_the_gateway_goes_on(monkeypatch
     assert [lines.get().getMessage() for _ in range(2)] == ["0", "1"]
     handler.handle(logging.makeLogRecord({"msg": "5"}))
     assert [lines.get().getMessage() for _ in range(2)] == ["5", "3 lines were dropped"]
+
+
+def test_dropped_lines_are_counted_until_it_can_be_said():
+    lines = queue.Queue(1)
+    handler = gateway_logs._Queue(lines)
+    handler.handle(logging.makeLogRecord({"msg": "0"}))
+    for _ in range(2):
+        handler.handle(logging.makeLogRecord({"msg": "no room"}))
+    lines.get()
+    handler.handle(logging.makeLogRecord({"msg": "1"}))  # and with it no room to say so
+    assert handler.dropped == 2
+
+
+def test_logging_ends_though_nobody_reads_and_says_later_what_it_dropped(monkeypatch):
+    monkeypatch.setattr(gateway_logs, "MOST_LINES", 10)
+    monkeypatch.setattr(gateway_logs, "LAST_LINES_S", 0.05)
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as read, os.fdopen(writer, "w") as stream:
+        with logging_as_json(LogsSpec(), stream):
+            (handler,) = logging.getLogger().handlers
+            while not handler.dropped:
+                logging.getLogger("headway").warning("x" * 10_000)
+        dropped = handler.dropped
+        assert dropped >= 1 + 10  # what found no room, and what waited
+        (thread,) = (t for t in threading.enumerate() if t.name == "logs")
+        last = ""
+        while f"{dropped} lines were dropped" not in last:
+            last = read.readline()
+        thread.join()
+
+
+def test_what_was_dropped_is_said_at_the_end():
+    stream = io.StringIO()
+    with logging_as_json(LogsSpec(), stream):
+        logging.getLogger().handlers[0].dropped = 7
+    assert json.loads(stream.getvalue())["message"] == "7 lines were dropped"
+
+
+def test_a_line_that_cannot_be_written_is_counted_and_the_next_is_written():
+    stream = io.StringIO()
+    with logging_as_json(LogsSpec(), stream):
+        logging.getLogger("headway").warning("%d", "not a number")
+        logging.getLogger("headway").warning("fine")
+    said = [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
+    assert said == ["fine", "1 lines were dropped"]
 
 
 def test_what_an_engine_says_goes_to_the_client_and_into_no_log():

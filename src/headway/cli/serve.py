@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -58,10 +59,13 @@ class _Said(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """A gateway to be, and what a person is told about it. `again` reads its file once more."""
+    """A gateway to be, what a person is told about it, and where it is from. `again` reads its file once
+    more.
+    """
 
     config: "GatewayConfig"
     about: str
+    where: str
     again: "Callable[[], GatewayConfig] | None" = None
 
 
@@ -124,7 +128,7 @@ def serve(
     [cyan]headway serve --worker-urls http://10.0.0.1:8000 http://10.0.0.2:8000 --port 30000[/]
     [cyan]headway serve --vllm-pd-disaggregation --prefill http://p:8000 --decode http://d:8000[/]
     """
-    _need_extra()
+    _need_extra("httptools", "msgspec", "prometheus_client", "zmq")
     said = _Said(host, port, policy, log_level)
     if cluster is not None and (config is not None or context.args):
         raise ConfigError("--cluster is for the embedded cluster, where no other engines are named")
@@ -133,32 +137,34 @@ def serve(
     elif context.args:
         plans = _before_engines(context.args, said)
     else:
+        _need_extra("aiohttp")  # the emulated engines' server
         options = {"batch": batch, "speed": speed, "dialect": dialect, "seed": seed}
         plans = _before_embedded(cluster or CLUSTER, said, options, events=events, start=not check)
     with plans as plan:
-        gateway = _gateway(plan.config)
+        gateway = _gateway(plan)
         if check:
             stdout().print(f"[green]sound:[/] {escape(plan.about)}", soft_wrap=True, highlight=False)
         else:
             _run(gateway, plan)
 
 
-def _need_extra() -> None:
+def _need_extra(*modules: str) -> None:
     """Say what to install where the gateway's dependencies are not there."""
-    try:
-        import aiohttp  # noqa: F401
-        import msgspec  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import zmq  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"{error.name} is missing: pip install 'headway[gateway]'") from None
+    for module in modules:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"{error.name} is missing: pip install 'headway[gateway]'") from None
 
 
-def _gateway(config: "GatewayConfig") -> "Gateway":
+def _gateway(plan: _Plan) -> "Gateway":
     """Build the gateway, which checks what parsing cannot: secrets, certificates, the tokenizer."""
     from headway.hosts.gateway import Gateway
 
-    return Gateway(config)
+    try:
+        return Gateway(plan.config)
+    except ConfigError as error:
+        raise ConfigError(f"{plan.where}: {error}") from None
 
 
 # Three ways to a configuration
@@ -175,7 +181,7 @@ def _from_file(file: Path, rest: list[str], said: _Said) -> Iterator[_Plan]:
         return said.over(GatewayConfig.from_toml(file), str(file))
 
     config = read()
-    yield _Plan(config, f"{file}: {_summary(config)}", read)
+    yield _Plan(config, f"{file}: {_summary(config)}", str(file), read)
 
 
 @contextmanager
@@ -186,7 +192,7 @@ def _before_engines(words: list[str], said: _Said) -> Iterator[_Plan]:
     for note in drop_in.notes:
         stderr().print(f"[yellow]warning:[/] {escape(note)}", soft_wrap=True, highlight=False)
     config = said._replace(policy=None).over(drop_in.config, "command line")
-    yield _Plan(config, _summary(config))
+    yield _Plan(config, _summary(config), "command line")
 
 
 @contextmanager
@@ -204,14 +210,14 @@ def _before_embedded(
     config = said.over(config, "command line")
     pace = f"{spec.name}, emulated at {speed:g} × its speed"
     if not start:
-        yield _Plan(config, f"{config.policy.cluster} over {pace}")
+        yield _Plan(config, f"{config.policy.cluster} over {pace}", "command line")
         return
     with embedded(spec, **options) as endpoints:
         data = config.model_dump() | gateway_data(
             spec, endpoints, speed=speed, dialect=dialect, events=events
         )
         config = GatewayConfig.parse(data, where=cluster)
-        yield _Plan(config, f"{_summary(config)} of {pace}")
+        yield _Plan(config, f"{_summary(config)} of {pace}", cluster)
 
 
 def _summary(config: "GatewayConfig") -> str:
@@ -228,14 +234,13 @@ def _summary(config: "GatewayConfig") -> str:
 
 
 def _run(gateway: "Gateway", plan: _Plan) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the file again."""
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the file again, where there is one."""
     from headway.hosts.gateway import serve as until_stopped
 
     def ready() -> None:
+        again = _ignored if plan.again is None else _reloader(gateway, plan.again)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, again)
         _greet(gateway, plan)
-        if plan.again is not None:
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGHUP, _reloader(gateway, plan.again))
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(until_stopped(gateway, ready))
@@ -265,6 +270,11 @@ def _reloader(gateway: "Gateway", read: "Callable[[], GatewayConfig]") -> Callab
         task.add_done_callback(reloads.discard)
 
     return reload
+
+
+def _ignored() -> None:
+    """Take no notice of SIGHUP: it would end the gateway without a drain."""
+    log.warning("SIGHUP is ignored: there is no file to read again")
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

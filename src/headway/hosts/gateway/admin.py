@@ -3,12 +3,13 @@
 GET    /workers                  every engine: state, why, what is under way
 POST   /workers                  add one: the keys of [[instances]] as JSON
 POST   /workers/NAME/drain       nothing new goes there;  /undrain takes it back
-DELETE /workers/NAME             drain (?timeout_s=30), then remove
+DELETE /workers/NAME             drain (?timeout_s=30), then remove, also when the client is gone by then
 GET    /held                     every request that waits, since when and why
 GET    /metrics /health          as on the public side
 GET    /  /admin/live            the page, and what it lives on (`page.py`)
 """
 
+import asyncio
 from urllib.parse import unquote
 
 import orjson
@@ -28,6 +29,8 @@ __all__ = ["AdminSide", "describe"]
 
 #: A removal waits this long for a worker's requests unless told otherwise, and never longer than the most.
 DRAIN_S, MOST_DRAIN_S = 30.0, 3600.0
+#: A body is a few lines: it is there in this time.
+BODY_S = 10.0
 
 
 def describe(worker: Worker) -> dict[str, object]:
@@ -72,7 +75,7 @@ class AdminSide:
         if open_route is not None:
             return await open_route(request)
         try:
-            self._keys.check(request.headers)
+            self._keys.check_operator(request.headers, local=True)
             return await self._route(request)
         except ConfigError as error:
             refusal = bad_request(str(error), code="bad_worker")
@@ -103,8 +106,11 @@ class AdminSide:
         return json_answer([describe(worker) for worker in self._workers])
 
     async def _add(self, request: HttpRequest) -> HttpResponse | None:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # the one kind that no other site's page can send without asking us
+            raise Refusal(415, "content_type", "Send Content-Type: application/json.")
         try:
-            data = orjson.loads(await request.read())
+            data = orjson.loads(await _body(request))
         except orjson.JSONDecodeError as error:
             raise bad_request(f"The body is not valid JSON: {error}.") from None
         if not isinstance(data, dict):
@@ -121,7 +127,6 @@ class AdminSide:
         if not 0.0 <= timeout_s <= MOST_DRAIN_S:
             raise bad_request(f"timeout_s must be 0 to {MOST_DRAIN_S:g} seconds.", param="timeout_s")
         await self._workers.remove(name, timeout_s=timeout_s)
-        self._counts.forget(name)
         return json_answer({"removed": name})
 
     async def _held(self, request: HttpRequest) -> HttpResponse | None:
@@ -130,3 +135,13 @@ class AdminSide:
 
     async def _metrics(self, request: HttpRequest) -> HttpResponse | None:
         return HttpResponse(200, self._counts.text(), {"Content-Type": "text/plain; version=0.0.4"})
+
+
+async def _body(request: HttpRequest) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_S) as timer:
+            return await request.read()
+    except TimeoutError:
+        if not timer.expired():
+            raise
+        raise Refusal(408, "body_timeout", f"No complete body in {BODY_S:g} s.") from None

@@ -12,9 +12,12 @@ Unknown keys are refused with the nearest known one. Secrets never stand in the 
 variables that hold them.
 """
 
+import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -43,6 +46,9 @@ __all__ = [
     "TlsSpec",
     "TracesSpec",
     "WorkerApiSpec",
+    "is_loopback",
+    "parse_instance",
+    "waits_for_restart",
 ]
 
 Dialect = Literal["vllm", "sglang"]
@@ -62,10 +68,34 @@ def _http_url(text: str) -> str:
         raise ValueError("must be http://HOST[:PORT] or https://HOST[:PORT]")
     if parts.query or parts.fragment or parts.username is not None:
         raise ValueError("must not have a query, a fragment or a user")
+    if not text.isprintable() or " " in text:
+        raise ValueError("must not have spaces")
+    try:
+        parts.hostname.encode("idna")  # as it is when it is connected to
+    except UnicodeError:
+        raise ValueError("the host's name must be parts of 1 to 63 characters between dots") from None
     return text.rstrip("/")
 
 
+_SUBSCRIBABLE = re.compile(r"tcp://[^\s:]+:[1-9]\d{0,4}|tcp://\[[^\s\]]+\]:[1-9]\d{0,4}|ipc://\S+")
+
+
+def _zmq_address(text: str) -> str:
+    if not _SUBSCRIBABLE.fullmatch(text) or text.startswith("tcp://*"):
+        raise ValueError("must be tcp://HOST:PORT or ipc://PATH")
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to what listens there."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 Url = Annotated[str, AfterValidator(_http_url)]
+ZmqAddress = Annotated[str, AfterValidator(_zmq_address)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -103,8 +133,8 @@ class InstanceSpec(_Spec):
     kv_blocks: int | None = Field(default=None, ge=1)
     block_tokens: int = Field(default=16, ge=1)
     max_running: int | None = Field(default=None, ge=1)
-    events: str | None = None
-    snapshots: str | None = None
+    events: ZmqAddress | None = None
+    snapshots: ZmqAddress | None = None
     bootstrap_port: Annotated[int, Field(ge=1, le=65535)] | None = None
 
     @model_validator(mode="after")
@@ -216,7 +246,9 @@ class AuthSpec(_Spec):
 
 
 class AdminSpec(_Spec):
-    """The operators' side, on a bind of its own; no `port`: none. `token_env`: a variable's name."""
+    """The operators' side, on a bind of its own; no `port`: none. `token_env`: a variable's name; needed
+    where others than this machine can connect.
+    """
 
     host: str = "127.0.0.1"
     port: Port | None = None
@@ -299,6 +331,7 @@ class GatewayConfig(_Spec):
         for each in self.instances:
             self.check_instance(each)
         self._check_pools()
+        self._check_binds()
         return self
 
     def _check_pools(self) -> None:
@@ -306,7 +339,19 @@ class GatewayConfig(_Spec):
         missing = {Role.PREFILL, Role.DECODE} - roles
         if self.disaggregated and self.instances and missing:
             raise ValueError(f"instances: a disaggregated cluster needs a {missing.pop().value} instance")
-        check_cluster(self.policy.cluster, disaggregated=bool(self.disaggregated))
+        try:
+            check_cluster(self.policy.cluster, disaggregated=bool(self.disaggregated))
+        except ConfigError as error:
+            raise ConfigError(f"policy.cluster: {error}") from None
+
+    def _check_binds(self) -> None:
+        binds = [(name, getattr(self, name)) for name in ("server", "admin", "metrics")]
+        for (one, first), (other, second) in combinations(binds, 2):
+            if first.port and first.port == second.port and _overlap(first.host, second.host):
+                raise ConfigError(f"{other}.port: {second.port} is {one}.port already")
+        admin = self.admin
+        if admin.port is not None and admin.token_env is None and not is_loopback(admin.host):
+            raise ConfigError(f"admin.host: others can connect to {admin.host!r}: admin.token_env is missing")
 
     @property
     def both_legs_at_once(self) -> bool:
@@ -376,6 +421,15 @@ def parse_instance(data: Mapping[str, Any], *, where: str) -> InstanceSpec:
         return InstanceSpec.model_validate(data)
     except ValidationError as error:
         raise complaint(error.errors(), lambda loc: _keys(InstanceSpec), where=where) from None
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two hosts cannot both listen at one port: one is the other, or everywhere."""
+    if one == other or "" in (one, other):
+        return True
+    if "0.0.0.0" in (one, other):
+        return ":" not in one + other
+    return "::" in (one, other) and "." not in one + other
 
 
 _TABLES: dict[str, type[_Spec]] = {

@@ -33,6 +33,7 @@ class LegError(EngineError):
 
     `answered`: the engine lives and said no, or was too slow; to ask again is to ask more of it.
     `said`: its own words, for the client alone: they may repeat the prompt, which no log may hold.
+    `silent`: the engines that owed a byte when time was up: some of them hang.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LegError(EngineError):
         refused: bool = False,
         answered: bool = False,
         said: str = "",
+        silent: tuple[Worker, ...] = (),
     ) -> None:
         super().__init__(reason)
         self.status = status
@@ -51,6 +53,7 @@ class LegError(EngineError):
         self.refused = refused
         self.answered = answered
         self.said = said
+        self.silent = silent
 
 
 class RecalledError(Exception):
@@ -97,6 +100,7 @@ class Flight:
         self._awaited: tuple[Role, asyncio.Future[Dispatch]] | None = None
         self._scope: asyncio.Timeout | None = None
         self._cut: Exception | None = None
+        self._owing: list[Worker] = []  # that were asked and have not answered
 
     # What the policy says
 
@@ -183,14 +187,30 @@ class Flight:
 
     def limit(self, seconds: float | None) -> None:
         """Let the scope end by itself after so long; None: never."""
-        if self._scope is not None and self._cut is None:
+        if self._scope is not None and self._cut is None and not self._scope.expired():
             self._scope.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+
+    def expect(self, worker: Worker, within_s: float) -> None:
+        """Let the scope end after so long unless `limit` says otherwise; who was not `heard` is silent."""
+        if worker not in self._owing:
+            self._owing.append(worker)
+        self.limit(within_s)
+
+    def heard(self, worker: Worker) -> None:
+        """Note that an engine has answered."""
+        if worker in self._owing:
+            self._owing.remove(worker)
+
+    def client_stalls(self) -> None:
+        """Give up on a client that does not read: it counts as gone, and no engine is to blame."""
+        self._interrupt(ConnectionAbortedError("the client does not read"))
 
     async def __aenter__(self) -> Self:
         """Enter the scope of one attempt."""
         if self._cut is not None:
             cut, self._cut = self._cut, None
             raise cut
+        self._owing.clear()
         self._scope = asyncio.timeout(None)
         await self._scope.__aenter__()
         return self
@@ -208,11 +228,18 @@ class Flight:
             cut, self._cut = self._cut, None
             if cut is not None:
                 raise cut from None
-            raise LegError("the engine was silent for too long", status=504, answered=True) from None
+            raise self._silence() from None
         if (
             self._cut is not None and error is not None
         ):  # the cut came while the attempt was failing by itself
             self._cut = None
+
+    def _silence(self) -> LegError:
+        silent = tuple(self._owing)
+        who = " and ".join(worker.name for worker in silent) or "the engine"
+        worker = silent[0] if silent else None
+        reason = f"{who} was silent for too long"
+        return LegError(reason, status=504, worker=worker, answered=True, silent=silent)
 
     def _interrupt(self, cut: Exception) -> None:
         """End the wait or the legs of this attempt with `cut`."""
@@ -222,5 +249,5 @@ class Flight:
             self._awaited[1].set_exception(cut)
             return
         self._cut = cut
-        if self._scope is not None:
+        if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())

@@ -189,6 +189,7 @@ class Gateway:
         passthrough = Passthrough(
             self.workers,
             self._transport,
+            self.serving.buffer,
             config.limits,
             engine_headers=self._engine_headers,
             keep_authorization=config.auth.api_keys_env is None,

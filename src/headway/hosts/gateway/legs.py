@@ -12,6 +12,7 @@ Rule 4. A stream that breaks after its first byte is never repeated: the client 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
 
 from headway.core.actions import Dispatch
 from headway.core.events import Event, PrefillDone, Role
@@ -23,7 +24,7 @@ from headway.hosts.gateway.usage import Tail, Usage, usage_of
 from headway.hosts.gateway.worker import Worker
 from headway.hosts.gateway.workers import Workers
 
-__all__ = ["EngineSaysNo", "Legs"]
+__all__ = ["EngineSaysNo", "Heard", "Idle", "Legs"]
 
 #: Of an error's text, this much is passed on.
 MOST_REASON_BYTES = 500
@@ -37,6 +38,23 @@ class EngineSaysNo(Exception):  # noqa: N818  an answer, not a fault
         self.status = status
         self.content_type = content_type
         self.body = body
+
+
+class Heard:
+    """When each engine last answered anybody. One that did is slow for a request; one that did not, hangs."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._at_s: WeakKeyDictionary[Worker, float] = WeakKeyDictionary()
+
+    def note(self, worker: Worker) -> None:
+        """Note that an engine answers."""
+        self._at_s[worker] = self._clock()
+
+    def within(self, worker: Worker, seconds: float) -> bool:
+        """Whether it answered somebody in the last seconds."""
+        at_s = self._at_s.get(worker)
+        return at_s is not None and self._clock() - at_s < seconds
 
 
 class Legs:
@@ -60,6 +78,7 @@ class Legs:
         self._clock = clock
         self._dispatched = dispatched
         self._engine_headers = dict(engine_headers)
+        self._answers = Heard(clock)
 
     async def place(self, flight: Flight, role: Role) -> tuple[Worker, Dispatch]:
         """Wait for a place of this role. Raises LegError when the worker is gone by then."""
@@ -87,6 +106,7 @@ class Legs:
         """Send a prefill leg and return its answer, which says that the prefill is done."""
         async with self._open(flight, worker, dispatch, body) as answer:
             answered = await self._read(worker, answer)
+            self._heard(flight, worker)
             self.prefill_done(flight, worker)
         return answered
 
@@ -95,6 +115,7 @@ class Legs:
         try:
             async with self._open(flight, worker, dispatch, body) as answer:
                 async for _ in answer.chunks():
+                    self._heard(flight, worker)
                     self.prefill_done(flight, worker)
         except TransportError as error:
             if not flight.prefilled:
@@ -110,6 +131,12 @@ class Legs:
             flight.prefill_done_s = self._clock()
             self._feed(PrefillDone(flight.request.id))
         worker.inference.prefilled(flight.request.id)
+
+    def hung(self, flight: Flight, error: LegError) -> list[Worker]:
+        """Return those of the silent engines that answered nobody else meanwhile either."""
+        limits = self._limits
+        patience_s = limits.idle_timeout_s if flight.sink.started else limits.first_byte_timeout_s
+        return [worker for worker in error.silent if not self._answers.within(worker, patience_s)]
 
     def kv_has_expired(self, flight: Flight) -> bool:
         """Whether the engine that computed the prompt may have given its KV away since."""
@@ -128,7 +155,7 @@ class Legs:
                 request.id, dispatch.rank, dispatch.number, request.prompt_tokens, streams=streams
             )
         answer: Answer | None = None
-        flight.limit(self._limits.first_byte_timeout_s)
+        flight.expect(worker, self._limits.first_byte_timeout_s)
         try:
             answer = await self._send(flight, worker, dispatch, body)
             yield answer
@@ -194,7 +221,7 @@ class Legs:
         """Pass on a stream, byte for byte."""
         tail = Tail()
         write = flight.sink.write
-        idle = _Idle(flight, self._limits.idle_timeout_s)
+        idle = Idle(self._limits.idle_timeout_s, lambda: flight.expect(worker, 0.0), flight.client_stalls)
         try:
             async for chunk in answer.chunks():
                 if not tail.events and flight.first_byte_s is None:
@@ -203,8 +230,9 @@ class Legs:
                     idle.start()
                     await flight.sink.start(answer.status, _passed_on(answer))
                 tail.add(chunk)
-                idle.active = True
+                idle.active = idle.writing = True
                 await write(chunk)
+                idle.writing = False
         except TransportError as error:
             self._note(flight, tail.usage())
             raise self._broken(worker, error) from None
@@ -219,21 +247,29 @@ class Legs:
     def _first_byte(self, flight: Flight, worker: Worker) -> None:
         flight.first_byte_s = self._clock()
         flight.limit(None)
+        self._heard(flight, worker)
         self.prefill_done(flight, worker)
+
+    def _heard(self, flight: Flight, worker: Worker) -> None:
+        flight.heard(worker)
+        self._answers.note(worker)
 
     def _note(self, flight: Flight, usage: Usage) -> None:
         flight.prompt_tokens, flight.output_tokens = usage
 
 
-class _Idle:
-    """Ends a stream on which nothing moved for `timeout_s` to twice that. One timer a period, none per
-    chunk.
+class Idle:
+    """Tells when nothing moved in a stream for `timeout_s` to twice that, and whose fault it is: `silent` is
+    called for the engine's, `behind` for the client's. One timer a period, none per chunk.
+
+    `active`: a piece came; `writing`: it waits for the client. Both are the stream's to set.
     """
 
-    def __init__(self, flight: Flight, timeout_s: float) -> None:
-        self.active = False
-        self._flight = flight
+    def __init__(self, timeout_s: float, silent: Callable[[], None], behind: Callable[[], None]) -> None:
+        self.active = self.writing = False
         self._timeout_s = timeout_s
+        self._silent = silent
+        self._behind = behind
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -247,7 +283,7 @@ class _Idle:
 
     def _look(self) -> None:
         if not self.active:
-            self._flight.limit(0.0)
+            (self._behind if self.writing else self._silent)()
             return
         self.active = False
         self.start()

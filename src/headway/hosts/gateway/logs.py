@@ -2,16 +2,21 @@
 
 No prompt, no answer and no header of a client stands in a log; of what clients write only the request id
 does, which is checked, and a model's name, cut. Lines are written by a thread of their own: a pipe that
-nobody reads must not stop the gateway. What does not fit into its queue is dropped and counted.
+nobody reads must not stop the gateway, nor keep it from ending. What does not fit into the queue is dropped
+and counted, and so is what cannot be written in time at the end.
 """
 
+import io
 import logging
+import os
 import queue
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueHandler
 from typing import TextIO
 
 import orjson
@@ -23,6 +28,8 @@ __all__ = ["AccessLog", "JsonLines", "logging_as_json"]
 
 #: Lines that wait to be written.
 MOST_LINES = 10_000
+#: At the end, the lines that wait are given so long to be written.
+LAST_LINES_S = 2.0
 MOST_NAME = 100
 
 #: What every record has; the rest came as `extra`, and goes into the line.
@@ -127,8 +134,66 @@ class _Queue(QueueHandler):
             self.dropped += 1
             return
         if self.dropped:
-            text, self.dropped = f"{self.dropped} lines were dropped", 0
-            self.enqueue(logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None))
+            with suppress(queue.Full):
+                self.queue.put_nowait(_dropped(self.dropped))
+                self.dropped = 0
+
+
+def _dropped(lines: int) -> logging.LogRecord:
+    text = f"{lines} lines were dropped"
+    return logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
+
+
+class _Writer(threading.Thread):
+    """Writes lines as they come. Where it is stuck it is left behind: it holds no lock of Python's, at which
+    the end of the process would wait for it, as one of a stream or a handler.
+    """
+
+    def __init__(self, handler: _Queue, lines: "queue.Queue[object]", stream: TextIO) -> None:
+        super().__init__(name="logs", daemon=True)
+        self._handler = handler
+        self._lines = lines
+        self._write = _writing(stream)
+        self._format = JsonLines().format
+        self._left_behind = False
+
+    def run(self) -> None:
+        """Write until the end is told."""
+        while isinstance(record := self._lines.get(), logging.LogRecord) and not self._left_behind:
+            self._put(record)
+        if self._handler.dropped:
+            self._put(_dropped(self._handler.dropped))
+
+    def finish(self, patience_s: float) -> None:
+        """Write what waits; what is not written in time is lost."""
+        deadline_s = time.monotonic() + patience_s
+        with suppress(queue.Full):
+            self._lines.put(None, timeout=patience_s)
+            self.join(deadline_s - time.monotonic())
+        if self.is_alive():
+            self._left_behind = True
+            self._handler.dropped += self._lines.qsize()
+
+    def _put(self, record: logging.LogRecord) -> None:
+        try:
+            self._write(f"{self._format(record)}\n")
+        except Exception:  # whoever read is gone, or what a library logs cannot be written: the next may be
+            self._handler.dropped += 1
+
+
+def _writing(stream: TextIO) -> Callable[[str], object]:
+    """Return what writes text, straight to the file where there is one."""
+    try:
+        file = stream.fileno()
+    except (AttributeError, io.UnsupportedOperation):  # kept in memory
+        return stream.write
+
+    def write(text: str) -> None:
+        rest = text.encode()
+        while rest:
+            rest = rest[os.write(file, rest) :]
+
+    return write
 
 
 @contextmanager
@@ -136,19 +201,18 @@ def logging_as_json(spec: LogsSpec, stream: TextIO | None = None) -> Iterator[No
     """Log to a stream (standard error) as `[logs]` says, while the context lasts."""
     root, ours = logging.getLogger(), logging.getLogger("headway")
     before = (root.handlers[:], root.level, ours.level, access.level)
-    writer = logging.StreamHandler(sys.stderr if stream is None else stream)
-    writer.setFormatter(JsonLines())
     lines: queue.Queue[object] = queue.Queue(MOST_LINES)
-    listener = QueueListener(lines, writer)
-    root.handlers[:] = [_Queue(lines)]
+    handler = _Queue(lines)
+    writer = _Writer(handler, lines, sys.stderr if stream is None else stream)
+    root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     ours.setLevel(spec.level.upper())
     access.setLevel(logging.INFO if spec.access else logging.CRITICAL)
-    listener.start()
+    writer.start()
     try:
         yield
     finally:
-        listener.stop()
         root.handlers[:] = before[0]
         for logger, level in zip((root, ours, access), before[1:], strict=True):
             logger.setLevel(level)
+        writer.finish(LAST_LINES_S)

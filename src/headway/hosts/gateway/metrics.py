@@ -99,7 +99,8 @@ class Metrics:
         self._children: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
 
     def watch(self, buffer: Buffer, workers: Workers) -> None:
-        """Read gauges off the living objects when they are asked for."""
+        """Read gauges off the living objects when they are asked for, and forget workers that go."""
+        workers.on_removed = self.forget
         limits = workers.config.limits
         for name, doc, read in (
             ("headway_ready", "Whether every role has an engine that takes work", workers.ready),

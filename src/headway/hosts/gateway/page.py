@@ -6,12 +6,11 @@ admin bind, and then only behind a token or where nobody but this machine can co
 """
 
 import asyncio
-import ipaddress
 from collections.abc import Callable
 from pathlib import Path
 
 from headway.hosts.gateway.access import Keys
-from headway.hosts.gateway.config import GatewayConfig
+from headway.hosts.gateway.config import GatewayConfig, is_loopback
 from headway.hosts.gateway.errors import Refusal, unavailable
 from headway.hosts.gateway.live import Cursor, Live
 from headway.hosts.gateway.protocol import ClientSink, HttpRequest, HttpResponse, Routes, refused
@@ -36,14 +35,9 @@ MOST_VIEWERS = 32
 
 def page_is_public(config: GatewayConfig) -> bool:
     """Whether the page stands on the public bind: there is no admin bind, and nobody sees it who may not."""
-    return config.admin.port is None and (config.admin.token_env is not None or _loopback(config.server.host))
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return config.admin.port is None and (
+        config.admin.token_env is not None or is_loopback(config.server.host)
+    )
 
 
 class Page:
@@ -73,7 +67,7 @@ class Page:
 
     async def _stream(self, request: HttpRequest) -> HttpResponse | None:
         try:
-            self._keys.check(request.headers)
+            self._keys.check_operator(request.headers, local=True)
             if self._viewers >= MOST_VIEWERS:
                 raise unavailable("too_many_viewers", f"{MOST_VIEWERS} pages are open already.", 10.0)
         except Refusal as refusal:

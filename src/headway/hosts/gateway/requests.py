@@ -14,7 +14,7 @@ import msgspec
 from headway.core.request import Slo
 from headway.hosts.gateway.errors import Refusal, bad_request
 
-__all__ = ["Call", "read_call", "read_targets"]
+__all__ = ["Call", "check_passed_on", "read_call", "read_targets", "targets_for_engines"]
 
 #: Fields that steer engines. A client that could send one would pin a rank, or read another client's KV.
 RESERVED = (
@@ -33,20 +33,19 @@ OTHER_PART = bytes(2048)
 
 TTFT_HEADERS = ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms")
 TPOT_HEADERS = ("x-slo-tpot-ms", "x-llm-d-slo-tpot-ms")
+PRIORITY_HEADER = "x-priority"
 #: Targets outside of these are nonsense: a microsecond, a day.
 LEAST_MS, MOST_MS = 0.001, 86_400_000.0
 MOST_PRIORITY = 1_000_000
+
+#: White space, and what marks the other encodings of JSON: byte order marks and the halves of UTF-16's.
+_BEFORE_JSON = b" \t\r\n\xef\xbb\xbf\xff\xfe\0"
 
 _Unread = msgspec.Raw | msgspec.UnsetType
 _ABSENT = msgspec.UNSET
 
 
-class _Fields(msgspec.Struct, kw_only=True):
-    model: str | None = None
-    stream: bool | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    n: int | None = None
+class _Steering(msgspec.Struct, kw_only=True):
     bootstrap_host: _Unread = _ABSENT
     bootstrap_port: _Unread = _ABSENT
     bootstrap_room: _Unread = _ABSENT
@@ -54,6 +53,14 @@ class _Fields(msgspec.Struct, kw_only=True):
     disagg_prefill_dp_rank: _Unread = _ABSENT
     kv_transfer_params: _Unread = _ABSENT
     routed_dp_rank: _Unread = _ABSENT
+
+
+class _Fields(_Steering, kw_only=True):
+    model: str | None = None
+    stream: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
 
 
 class _Message(msgspec.Struct):
@@ -76,6 +83,7 @@ class _Part(msgspec.Struct):
     text: str | None = None
 
 
+_steering = msgspec.json.Decoder(_Steering)
 _chat = msgspec.json.Decoder(_Chat)
 _completion = msgspec.json.Decoder(_Completion)
 _parts = msgspec.json.Decoder(list[_Part])
@@ -132,15 +140,36 @@ def _call(
     token_ids: int | None = None,
     ids: tuple[int, ...] = (),
 ) -> Call:
-    for name in RESERVED:
-        if getattr(fields, name) is not _ABSENT:
-            raise bad_request(f"The field {name!r} is the gateway's to set.", param=name)
+    _refuse_steering(fields)
     for name in ("max_tokens", "max_completion_tokens", "n"):
         value = getattr(fields, name)
         if value is not None and value < 1:
             raise bad_request(f"{name} must be at least 1, got {value}.", param=name)
     limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
     return Call(path, body, fields.model, bool(fields.stream), limit, texts, roles, token_ids, ids)
+
+
+def _refuse_steering(fields: _Steering) -> None:
+    for name in RESERVED:
+        if getattr(fields, name) is not _ABSENT:
+            raise bad_request(f"The field {name!r} is the gateway's to set.", param=name)
+
+
+def check_passed_on(body: bytes) -> None:
+    """Check a body that goes to an engine unread. Raises Refusal (400) if it is a JSON object that steers
+    engines. One that cannot be read might: engines are less strict, and know UTF-16 too.
+    """
+    if body.lstrip(_BEFORE_JSON)[:1] != b"{":
+        return
+    try:
+        if not body.isascii():
+            body.decode()
+        fields = _steering.decode(body)
+    except UnicodeDecodeError:
+        raise bad_request("The body is not valid UTF-8.", code="invalid_json") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    _refuse_steering(fields)
 
 
 def _wrong_type(message: str) -> Refusal:
@@ -209,7 +238,19 @@ def read_targets(headers: Mapping[str, str], default: Slo) -> tuple[Slo, int]:
     if ttft_ms is not None or tpot_ms is not None:
         ttft_s = default.ttft_s if ttft_ms is None else ttft_ms / 1000.0
         slo = Slo(ttft_s, default.tpot_s if tpot_ms is None else tpot_ms / 1000.0)
-    return slo, _priority(headers.get("x-priority"))
+    return slo, _priority(headers.get(PRIORITY_HEADER))
+
+
+def targets_for_engines(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return what a client said of targets and priority, under one name each: engines that schedule by
+    them should know. Headers are those that `read_targets` found sound.
+    """
+    said = {}
+    for names in (TTFT_HEADERS, TPOT_HEADERS, (PRIORITY_HEADER,)):
+        name = next((each for each in names if each in headers), None)
+        if name is not None:
+            said[names[0]] = headers[name].strip()
+    return said
 
 
 def _milliseconds(headers: Mapping[str, str], names: tuple[str, ...]) -> float | None:
@@ -231,5 +272,5 @@ def _priority(text: str | None) -> int:
         return 0
     sound = len(text) <= 8 and text.isascii() and text.removeprefix("-").isdigit()
     if not sound or abs(int(text)) > MOST_PRIORITY:
-        raise bad_request("The header x-priority must be a whole number.", param="x-priority")
+        raise bad_request(f"The header {PRIORITY_HEADER} must be a whole number.", param=PRIORITY_HEADER)
     return int(text)

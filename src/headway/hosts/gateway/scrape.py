@@ -1,9 +1,10 @@
 """Reads an engine's load off its public pages: the last resort, for it is old when it is read.
 
 vLLM: `/metrics` (`vllm:num_requests_running` …, one line per engine core). SGLang: `/v1/loads`, else
-`/metrics`.
+`/metrics`. NaN and infinity count as not told.
 """
 
+import math
 from dataclasses import dataclass
 
 import msgspec
@@ -43,9 +44,11 @@ def _read_line(line: str, found: dict[str, dict[int, float]]) -> None:
     if name not in (*_RUNNING, *_WAITING, *_USAGE):
         return
     try:
-        found.setdefault(name, {})[_rank(labels)] = float(value.split()[0])
+        rank, number = _rank(labels), float(value.split()[0])
     except (ValueError, IndexError):
         return
+    if math.isfinite(number):
+        found.setdefault(name, {})[rank] = number
 
 
 def _rank(labels: str) -> int:

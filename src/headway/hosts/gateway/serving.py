@@ -24,7 +24,7 @@ from headway.hosts.gateway.flight import Flight, LegError, RecalledError
 from headway.hosts.gateway.legs import EngineSaysNo, Legs
 from headway.hosts.gateway.lengths import Lengths
 from headway.hosts.gateway.prefixes import prefix_of
-from headway.hosts.gateway.requests import Call
+from headway.hosts.gateway.requests import Call, targets_for_engines
 from headway.hosts.gateway.tracing import Trace, Tracing
 from headway.hosts.gateway.transport import Sink, Transport
 from headway.hosts.gateway.worker import State, Worker
@@ -101,7 +101,9 @@ class Serving:
         return Flight(request, call, passed_on, sink, role_of=self._role_of, clock=self._clock, trace=trace)
 
     async def serve(self, flight: Flight) -> None:
-        """Serve a request to its end. Raises Refusal when the client is to be told no."""
+        """Serve a request to its end. Raises Refusal when the client is to be told no, and ConnectionError
+        when it is gone or does not read.
+        """
         flight.waits = True
         status = 499  # unless somebody says otherwise the client went away
         try:
@@ -111,7 +113,7 @@ class Serving:
             status, flight.code = refusal.status, refusal.code
             raise
         except ConnectionError:
-            pass  # nobody is there any more
+            raise  # nobody is there any more, or reads: the connection ends
         except Exception:
             status = 500
             raise
@@ -141,16 +143,17 @@ class Serving:
 
     def _leg_failed(self, flight: Flight, error: LegError) -> None:
         """Have the request placed again, or give up. Raises Refusal in that case."""
-        worker = error.worker
-        if worker is not None and not self._kv_is_lost(flight, worker):
+        blamed = self._to_blame(flight, error)
+        for worker in blamed:
             self._workers.failed(worker, str(error), refused=error.refused)
         flight.forget_places()
         flight.attempts += 1
         request_id = flight.request.id
-        if self._may_retry(flight, error):
+        if self._may_retry(flight, error, hung=bool(error.silent and blamed)):
             self._on_retry("refused" if error.refused else str(error.status))
             self._wait_again(flight)
-            self._workers.send_elsewhere(worker, Failed(request_id, str(error), retry=True))
+            left = blamed[0] if blamed else error.worker
+            self._workers.send_elsewhere(left, Failed(request_id, str(error), retry=True))
             return
         flight.over = True
         self._driver.feed(Failed(request_id, str(error), retry=False))
@@ -160,11 +163,23 @@ class Serving:
         message = f"The engine failed: {error}{': ' if error.said else ''}{error.said}."
         raise Refusal(error.status, word, message, retry_after_s=retry_after_s) from None
 
-    def _may_retry(self, flight: Flight, error: LegError) -> bool:
-        """Whether to try elsewhere. The budget is for engines that live: those of a dead one must move."""
+    def _to_blame(self, flight: Flight, error: LegError) -> list[Worker]:
+        """Return the engines whose fault it is. Where one is only slow for this request, while it answers
+        others, it is nobody's: three long answers without a stream must not cost a healthy engine its place.
+        """
+        if error.silent:
+            suspects = self._legs.hung(flight, error)
+        else:
+            suspects = [] if error.worker is None else [error.worker]
+        return [worker for worker in suspects if not self._kv_is_lost(flight, worker)]
+
+    def _may_retry(self, flight: Flight, error: LegError, *, hung: bool) -> bool:
+        """Whether to try elsewhere. The budget is for engines that live: requests of one that is dead, or
+        answers nobody any more, must move.
+        """
         if flight.sink.started or flight.attempts > self._config.limits.retries:
             return False
-        return not error.answered or self._budget.spend()
+        return hung or not error.answered or self._budget.spend()
 
     def _kv_is_lost(self, flight: Flight, worker: Worker) -> bool:
         """Whether a decode engine failed because the prefill engine with its KV is gone: not its fault."""
@@ -231,7 +246,7 @@ class Serving:
 
     def _to_engines(self, headers: Mapping[str, str], trace: Trace) -> dict[str, str]:
         passed = {name: headers[name] for name in _PASSED_ON if name in headers}
-        passed |= trace.headers
+        passed |= {**targets_for_engines(headers), **trace.headers}
         if self._passes_authorization and "authorization" in headers:
             passed["Authorization"] = headers["authorization"]
         return passed

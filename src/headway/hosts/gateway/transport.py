@@ -330,6 +330,8 @@ class HttpTransport:
                 )
         except TimeoutError:
             raise TransportError("connecting took too long", refused=True) from None
+        except UnicodeError:  # no name of a host: IDNA's labels have 1 to 63 characters
+            raise TransportError(f"cannot connect: {host[:100]!r} is no host", refused=True) from None
         except (OSError, ssl.SSLError) as error:
             if error.errno in _EXHAUSTED:
                 raise ExhaustedError(f"the gateway cannot connect: {error.strerror}") from error

@@ -2,7 +2,7 @@
 
 starting ──▶ up ──▶ ejected ──▶ down         ejected: takes nothing new (it failed us); down: it is gone
              ▲ ◀──────┘          │           a return takes healthy checks in a row, twice as many each time
-             └───────────────────┘
+             └───────────────────┘           an engine that said it leaves returns in a new life only
 """
 
 import asyncio
@@ -39,8 +39,8 @@ class Leg(Protocol):
 
 
 class Worker:
-    """An engine. `draining`: an operator's wish, which outlasts its health. `models`: name → longest
-    context.
+    """An engine. `draining`: an operator's wish, which outlasts its health. `leaving`: the engine's own word,
+    which lasts until it has been away. `models`: name → longest context.
     """
 
     inference: Inference
@@ -51,6 +51,7 @@ class Worker:
         self.ranks = spec.ranks
         self.state = State.STARTING
         self.draining = False
+        self.leaving = False
         self.told: InstanceUp | None = None
         self.epoch = 0
         self.sequence = 0
@@ -65,6 +66,7 @@ class Worker:
         self.ejections = 0
         self.up_since_s = math.inf
         self.why = "not checked yet"
+        self.puzzles: set[type[Exception]] = set()  # what went wrong with it that should not have
         self._hello: InstanceUp | None = None
         self._base = 0
         self._last_number = 0
@@ -90,8 +92,22 @@ class Worker:
     def hello(self, event: InstanceUp) -> bool:
         """Take in what the engine says of itself; whether that is news. Its shape is the configuration's."""
         self._hello = replace(event, role=self.spec.role, ranks=self.spec.ranks)
-        self.epoch = max(self.epoch, event.epoch)
+        self.reached(event.epoch)
         return self.up_event() != self.told
+
+    def reached(self, epoch: int) -> bool:
+        """Note the epoch it is in; whether it is a new one, in which it has not said that it leaves."""
+        if epoch <= self.epoch:
+            return False
+        self.epoch = epoch
+        self.is_back()
+        return True
+
+    def is_back(self) -> None:
+        """What it said before it was away no longer holds."""
+        if self.leaving:
+            self.leaving = False
+            self.passed = 0
 
     def up_event(self) -> InstanceUp:
         """Return the event that introduces it to the policy."""

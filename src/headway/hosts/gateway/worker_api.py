@@ -4,8 +4,8 @@ POST /add_worker?url=URL[&role=prefill|decode][&bootstrap_port=N]     "Successfu
 POST /remove_worker?url=URL        drains it first; a URL nobody knows is removed already
 GET  /list_workers                 {"urls": [URL, …]}, URL@RANK where an engine has several ranks
 
-Whoever reaches the port may call these, as there, unless clients need a key. The admin side has more, and a
-bind and a token of its own.
+Whoever reaches the port may call these, as there, unless clients need a key; but no other site's page in a
+browser that reaches it. The admin side has more, and a bind and a token of its own.
 """
 
 import re
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from headway.core.errors import ConfigError
 from headway.hosts.gateway.access import Keys
-from headway.hosts.gateway.config import GatewayConfig, InstanceSpec, parse_instance
+from headway.hosts.gateway.config import GatewayConfig, InstanceSpec, is_loopback, parse_instance
 from headway.hosts.gateway.errors import Refusal, bad_request
 from headway.hosts.gateway.metrics import Metrics
 from headway.hosts.gateway.protocol import Handler, HttpRequest, HttpResponse, Routes, refused
@@ -47,13 +47,13 @@ class WorkerApi:
         }
         self._config = config
         self._workers = workers
-        self._metrics = metrics
         self._keys = keys
+        self._local = is_loopback(config.server.host)
 
     def _guarded(self, handle: Handler) -> Handler:
         async def route(request: HttpRequest) -> HttpResponse | None:
             try:
-                self._keys.check(request.headers)
+                self._keys.check_operator(request.headers, local=self._local)
                 return await handle(request)
             except ConfigError as error:
                 refusal = bad_request(str(error), code="bad_worker")
@@ -86,7 +86,6 @@ class WorkerApi:
         url = _url(request)
         for worker in self._at(url):
             await self._workers.remove(worker.name, timeout_s=self._config.server.drain_timeout_s)
-            self._metrics.forget(worker.name)
         return _text(f"Successfully removed worker: {url[:200]}")
 
     async def _list(self, request: HttpRequest) -> HttpResponse:

@@ -9,13 +9,16 @@ Rule 1. An engine that refuses a connection, or fails `eject_after` requests in 
 Rule 2. It is down when health checks say so. Then every request there without a first byte goes elsewhere.
 Rule 3. It returns after healthy checks in a row, twice as many after each ejection: a flapping engine
         fades out.
+Rule 4. An engine that says it drains, or says goodbye, is not taken back because it still passes checks:
+        only in a new epoch, or when it has been away.
+Rule 5. Adding and removing go on when whoever asked for it is gone, and leave nothing half done.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -43,6 +46,8 @@ __all__ = ["Workers"]
 
 log = logging.getLogger("headway.gateway")
 
+_T = TypeVar("_T")
+
 #: An engine that publishes events is given this long to introduce itself.
 HELLO_S = 0.5
 #: An ejected engine is looked at again this soon.
@@ -63,7 +68,9 @@ class _Model(msgspec.Struct):
 
 
 class Workers:
-    """The engines by name. `feed` hands an event to the policy."""
+    """The engines by name. `feed` hands an event to the policy. `on_removed` hears the name of each that is
+    removed.
+    """
 
     def __init__(
         self,
@@ -84,7 +91,9 @@ class Workers:
         self._workers: dict[str, Worker] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._kicks: dict[str, asyncio.Event] = {}
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[Any]] = set()
+        self._reconciling = asyncio.Lock()
+        self.on_removed: Callable[[str], None] = lambda name: None
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self._workers.values()))
@@ -123,14 +132,29 @@ class Workers:
 
     async def stop(self) -> None:
         """Stop watching."""
-        for name in list(self._workers):
-            await self._forget(name)
         for errand in list(self._errands):
             errand.cancel()
         await asyncio.gather(*self._errands, return_exceptions=True)
+        for name in list(self._workers):
+            await self._forget(name)
 
     async def add(self, spec: InstanceSpec) -> Worker:
         """Add an engine; it gets work when its first check passes. Raises ConfigError when it cannot be."""
+        return await asyncio.shield(self._run(self._add(spec)))
+
+    async def _add(self, spec: InstanceSpec) -> Worker:
+        worker = self._create(spec)
+        try:
+            await self._listen(worker)
+            await self._check(worker)
+        except BaseException:
+            await self._discard(worker, "it could not be added")
+            raise
+        if self._is_here(worker):
+            self._watches[spec.name] = asyncio.create_task(self._watch(worker))
+        return worker
+
+    def _create(self, spec: InstanceSpec) -> Worker:
         if spec.name in self._workers:
             raise ConfigError(f"there is a worker {spec.name!r} already")
         self.config.check_instance(spec)
@@ -143,24 +167,20 @@ class Workers:
             call_at=self._call_at,
             gather_s=self.config.inference.gather_s,
         )
-        try:
-            if spec.events is not None:
-                worker.listener = Listener(
-                    _Reporter(self, worker), spec.events, spec.snapshots, self._is_other(spec.name)
-                )
-                await worker.listener.start()
-        except BaseException:
-            del self._workers[spec.name]
-            raise
         self._kicks[spec.name] = asyncio.Event()
+        return worker
+
+    async def _listen(self, worker: Worker) -> None:
+        spec = worker.spec
+        if spec.events is None:
+            return
+        listener = Listener(_Reporter(self, worker), spec.events, spec.snapshots, self._is_other(spec.name))
+        await listener.start()
+        worker.listener = listener
         if spec.snapshots is not None:
             with suppress(TimeoutError):  # else it would come up twice: as configured, and as it says it is
                 async with asyncio.timeout(HELLO_S):
                     await worker.said_hello.wait()
-        await self._check(worker)
-        if spec.name in self._kicks:
-            self._watches[spec.name] = asyncio.create_task(self._watch(worker))
-        return worker
 
     def drain(self, name: str) -> Worker:
         """Give an engine nothing new; it finishes what it has. Raises ConfigError for an unknown name."""
@@ -182,20 +202,46 @@ class Workers:
     async def remove(self, name: str, *, timeout_s: float = 0.0) -> None:
         """Drain an engine for at most `timeout_s`, then remove it. Raises ConfigError for an unknown name."""
         worker = self.drain(name)
+        await asyncio.shield(self._run(self._remove(worker, timeout_s)))
+
+    async def _remove(self, worker: Worker, timeout_s: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while worker.legs:
                     await asyncio.sleep(DRAIN_LOOK_S)
-        if self._workers.get(name) is worker:
-            await self._forget(name)
-            self._down(worker, "removed")
+        await self._discard(worker, "removed")
+
+    async def _discard(self, worker: Worker, why: str) -> None:
+        if self._is_here(worker):
+            await self._forget(worker.name)
+            self._down(worker, why)
+            self.on_removed(worker.name)
 
     async def reconcile(self, instances: tuple[InstanceSpec, ...], *, timeout_s: float = 0.0) -> None:
-        """Make the workers those of a new configuration: what changed is removed and added anew."""
-        wanted = {spec.name: spec for spec in instances}
-        gone = [worker.name for worker in self if wanted.get(worker.name) != worker.spec]
-        await asyncio.gather(*(self.remove(name, timeout_s=timeout_s) for name in gone))
-        await asyncio.gather(*(self.add(spec) for name, spec in wanted.items() if name not in self._workers))
+        """Make the workers those of a new configuration: what changed is removed and added anew.
+
+        New ones are added before the old ones are drained. Raises ConfigError, before anything changes,
+        when an instance does not belong into this cluster; also for one that then cannot be added.
+        """
+        for spec in instances:
+            self.config.check_instance(spec)
+        async with self._reconciling:  # another may still drain
+            wanted = {spec.name: spec for spec in instances}
+            known = {worker.name: worker.spec for worker in self}
+            new = [spec for name, spec in wanted.items() if name not in known]
+            old = [name for name, spec in known.items() if wanted.get(name) != spec]
+            await _all(self.add(spec) for spec in new)
+            await _all(self._replace(name, wanted.get(name), timeout_s) for name in old)
+
+    async def _replace(self, name: str, spec: InstanceSpec | None, timeout_s: float) -> None:
+        if name in self._workers:
+            await self.remove(name, timeout_s=timeout_s)
+        if spec is not None:
+            await self.add(spec)
+
+    def _is_here(self, worker: Worker) -> bool:
+        """Whether it is a worker still, and not another of its name."""
+        return self._workers.get(worker.name) is worker
 
     async def _forget(self, name: str) -> None:
         worker = self._workers.pop(name)
@@ -247,7 +293,7 @@ class Workers:
         if worker.listener is not None:
             worker.listener.poll()
         if not worker.reports(self._clock()):
-            self._run(self._scrape(worker))
+            self._run(self._guarded(worker, self._scrape(worker)))
 
     # Health
 
@@ -256,22 +302,33 @@ class Workers:
         scrape_s = self.config.inference.scrape_interval_s
         scraped_s = self._clock()
         while True:
-            soon = worker.state is State.EJECTED
+            soon = worker.state is State.EJECTED and not worker.leaving
             with suppress(TimeoutError):
                 async with asyncio.timeout(RECHECK_S if soon else self.config.health.interval_s):
                     await kick.wait()
             kick.clear()
-            await self._check(worker)
+            await self._guarded(worker, self._check(worker))
             if scrape_s and worker.spec.role is not Role.PREFILL and self._clock() - scraped_s >= scrape_s:
                 scraped_s = self._clock()
                 if worker.takes_work() and not worker.reports(scraped_s):
-                    await self._scrape(worker)
+                    await self._guarded(worker, self._scrape(worker))
+
+    async def _guarded(self, worker: Worker, look: Awaitable[None]) -> None:
+        """Look at an engine. What goes wrong in a way nobody thought of must not end the watch over it."""
+        try:
+            await look
+        except Exception as error:
+            if type(error) not in worker.puzzles:  # it would say so with every look
+                worker.puzzles.add(type(error))
+                log.exception("a look at an engine failed", extra={"instance": worker.name})
 
     async def _check(self, worker: Worker) -> None:
         try:
             problem, refused = await self._probe(worker)
         except ExhaustedError as error:
             log.error("no health check", extra={"instance": worker.name, "reason": str(error)})
+            return
+        if not self._is_here(worker):
             return
         if problem is None:
             await self._passed(worker)
@@ -314,16 +371,21 @@ class Workers:
             if now - worker.up_since_s > FORGIVEN_S:
                 worker.ejections = 0
             return
+        if worker.leaving:
+            return
         health = self.config.health
         needed = min(health.return_most, health.return_after * 2 ** max(0, worker.ejections - 1))
         if worker.state is State.STARTING or worker.passed >= needed:
             await self._learn_models(worker)
-            self._up(worker)
+            if self._is_here(worker) and not worker.leaving:
+                self._up(worker)
 
     def _missed(self, worker: Worker, problem: str, refused: bool) -> None:
         worker.passed = 0
         worker.missed += 1
         worker.why = problem
+        if refused or worker.missed >= self.config.health.eject_after:
+            worker.is_back()  # when it passes again
         if worker.state is State.EJECTED or worker.missed >= self.config.health.eject_after:
             if worker.state in (State.UP, State.EJECTED):
                 worker.ejections += worker.state is State.UP
@@ -394,10 +456,8 @@ class Workers:
         """Hand on what the engine reports, in the epoch it is in."""
         worker.heard_s = self._clock()
         worker.sequence = max(worker.sequence, event.sequence)
-        if event.epoch > worker.epoch:
-            worker.epoch = event.epoch
-            if worker.told is not None and worker.takes_work():
-                self._introduce(worker)
+        if worker.reached(event.epoch) and worker.told is not None and worker.takes_work():
+            self._introduce(worker)
         if worker.told is not None:
             self._tell(event)
 
@@ -409,7 +469,8 @@ class Workers:
             self._introduce(worker)
 
     def said_goodbye(self, worker: Worker, *, draining: bool) -> None:
-        """Believe an engine that says it leaves."""
+        """Believe an engine that says it leaves, though it may pass checks for a while."""
+        worker.leaving = True
         if draining:
             self._eject(worker, "it drains")
         elif worker.state in (State.UP, State.EJECTED):
@@ -453,10 +514,18 @@ class Workers:
         status, body = await self._get(f"{spec.url}/metrics")
         return read_metrics(body.decode(errors="replace"), spec.ranks) if status == 200 else Load()
 
-    def _run(self, errand: Any) -> None:
+    def _run(self, errand: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
         task = asyncio.create_task(errand)
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
+        return task
+
+
+async def _all(errands: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Bring all to their end, then raise the first error there was."""
+    for result in await asyncio.gather(*errands, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 class _Reporter:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from logging import Logger
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -44,8 +45,9 @@ class Hub:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._inbox: zmq.Socket[bytes] = context.socket(zmq.PULL)
         self._stats: zmq.Socket[bytes] = context.socket(zmq.PUB)
+        self._bound = {self._inbox: collect, self._stats: stats}
         try:
-            for socket, bind in ((self._inbox, collect), (self._stats, stats)):
+            for socket, bind in self._bound.items():
                 socket.setsockopt(zmq.LINGER, 0)
                 socket.bind(bind)
         except zmq.ZMQError as error:
@@ -70,8 +72,10 @@ class Hub:
         self._shut()
 
     def _shut(self) -> None:
-        for socket in (self._inbox, self._stats):
+        for socket, bind in self._bound.items():
             socket.close()
+            if bind.startswith("ipc://"):  # ZeroMQ leaves the file
+                Path(bind.removeprefix("ipc://")).unlink(missing_ok=True)
         if self._publisher is not None:
             self._publisher.close()
 

@@ -99,6 +99,8 @@ class Plug:
         self._reporter.up(self._up)
         self._every_s = 0.0 if settings.events else _METRICS_S
         self._told_s = 0.0
+        if config.scheduler_config.async_scheduling and not isinstance(scheduler, AsyncScheduler):
+            _log.warning("FairScheduler turns asynchronous scheduling off: AsyncFairScheduler keeps it")
         _log.info("Headway: %s, targets TTFT %gs TPOT %gs", settings.policy, settings.ttft_s, settings.tpot_s)
 
     def _make_hub(self, settings: VllmSettings, instance_id: str) -> Hub | None:

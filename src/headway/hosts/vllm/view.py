@@ -8,7 +8,7 @@ What of vLLM's state means what:
 - A running request that can get nothing in this step is left out: its tokens are under way (asynchronous
   scheduling, pipelines), its last one is, or vLLM spaces its decodes.
 - Waiting are vLLM's waiting requests but for those it would pass over now: KV under way from elsewhere, a
-  session that waits for its client. One whose grammar is still compiled is shown; vLLM passes over it.
+  streamed input that waits for more. One whose grammar is still compiled is shown; vLLM passes over it.
 - A prompt whose KV comes from elsewhere counts one token to compute. What the prefix cache holds of a waiting
   prompt is not known before vLLM begins it: it counts in full, and the tokens planned for it that it does not
   need go to the next one.
