@@ -2,6 +2,8 @@
 process.
 """
 
+import fcntl
+import http.client
 import json
 import signal
 import socket
@@ -9,7 +11,6 @@ import subprocess
 import sys
 import time
 import tomllib
-import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from headway.hosts.gateway import GatewayConfig
 from headway.model.presets import load_cluster
 
 GATEWAY = '[[instances]]\nname = "a"\nurl = "http://127.0.0.1:9"\n'
+ADMIN = "[admin]\nport = 0\n"
 CODE = "from headway.cli import main; main()"
 
 
@@ -111,7 +113,10 @@ def test_help_teaches_by_example(command: str):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("[auth]\napi_keys_env = 'NOBODY_SET_IT'", "auth.api_keys_env: the environment variable NOBODY_SET_IT"),
+        (
+            "[auth]\napi_keys_env = 'NOBODY_SET_IT'",
+            "auth.api_keys_env: the environment variable NOBODY_SET_IT",
+        ),
         ("[admin]\ntoken_env = 'NOBODY_SET_IT'", "admin.token_env: the environment variable NOBODY_SET_IT"),
         ("[tls]\ncertificate = 'no.pem'\nkey = 'no.key'", "tls"),
         ("[server]\ntokenizer = 'no.json'", "server.tokenizer"),
@@ -222,6 +227,11 @@ def page_line(process) -> str:
     return next(line for line in iter(process.stdout.readline, "") if line.startswith("  page"))
 
 
+def said(process, what: str) -> str:
+    """The URL said at the start."""
+    return next(line.split()[1] for line in iter(process.stdout.readline, "") if line.split()[0] == what)
+
+
 def test_the_pages_address_is_printed_where_there_is_one(file: Path):
     with serving("--config", str(file)) as (process, url):
         assert page_line(process).split() == ["page", url + "/"]
@@ -249,18 +259,20 @@ def test_the_embedded_engines_die_with_a_gateway_that_is_killed():
 
 
 def test_sighup_reads_the_file_again_and_a_wrong_one_changes_nothing(file: Path):
-    with serving("--config", str(file)) as (process, url):
+    file.write_text(GATEWAY + ADMIN)
+    with serving("--config", str(file)) as (process, _):
+        admin = said(process, "admin")
 
         def workers() -> list[str]:
-            return [worker["name"] for worker in get(url + "/admin/live-names")]
+            return [worker["name"] for worker in get(admin + "/workers")]
 
         assert workers() == ["a"]
-        file.write_text(GATEWAY + GATEWAY.replace('"a"', '"b"'))
+        file.write_text(GATEWAY + GATEWAY.replace('"a"', '"b"') + ADMIN)
         process.send_signal(signal.SIGHUP)
         until(lambda: workers() == ["a", "b"])
         lines = iter(process.stderr.readline, "")
         file.write_text(
-            GATEWAY + GATEWAY.replace('"a"', '"b"') + "[limits]\nretries = 9\n[slo]\nttft_s = 9\n"
+            GATEWAY + GATEWAY.replace('"a"', '"b"') + ADMIN + "[limits]\nretries = 9\n[slo]\nttft_s = 9\n"
         )
         process.send_signal(signal.SIGHUP)
         assert any("a restart is needed for: [slo], [limits]" in line for line in lines)
@@ -268,6 +280,32 @@ def test_sighup_reads_the_file_again_and_a_wrong_one_changes_nothing(file: Path)
         process.send_signal(signal.SIGHUP)
         assert any("configuration not read again" in line for line in lines)
         assert workers() == ["a", "b"]
+        file.write_text(GATEWAY.replace('"a"', '"c"') + 'role = "decode"\n' + ADMIN)
+        process.send_signal(signal.SIGHUP)
+        assert any("configuration not read again" in line for line in lines)
+        assert workers() == ["a", "b"]
+
+
+def test_sighup_without_a_file_is_logged_and_nothing_else():
+    words = ("--worker-urls", "http://127.0.0.1:9", "--prometheus-port", "0")
+    with serving(*words) as (process, url):
+        process.send_signal(signal.SIGHUP)
+        assert any("SIGHUP is ignored" in line for line in iter(process.stderr.readline, ""))
+        assert get(url + "/health") == {"status": "ok"}
+
+
+def test_it_ends_though_nobody_reads_its_logs(file: Path):
+    with serving("--config", str(file)) as (process, url):
+        reader = process.stderr
+        room = fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ)
+        host, port = url.removeprefix("http://").split(":")
+        client = http.client.HTTPConnection(host, int(port))
+        for _ in range(room // 100):  # a line is longer
+            client.request("POST", "/v1/chat/completions", body=b"{")
+            client.getresponse().read()
+        client.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=15) == 0
 
 
 def test_the_reference_names_every_key_of_the_configuration():

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
@@ -87,9 +87,10 @@ class Client:
             if response.status != 200 or not body["stream"]:
                 return Answer.whole(response.status, await response.read())
             answer = Answer()
-            async for line in response.content:
-                if line.startswith(b"data: {"):
-                    answer.add(json.loads(line[6:]))
+            with suppress(aiohttp.ClientPayloadError):  # cut short: the last event said why
+                async for line in response.content:
+                    if line.startswith(b"data: {"):
+                        answer.add(json.loads(line[6:]))
             return answer
 
 

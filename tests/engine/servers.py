@@ -10,6 +10,7 @@ vLLM.
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -174,14 +175,13 @@ def serving(
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports in a row that nobody listens at."""
+    """Return ports in a row that nobody listens at.
+
+    Below those the system gives to connections: one of these may be gone when the engine, a minute later, binds.
+    """
     while True:
-        with ExitStack() as stack:
-            taken = [stack.enter_context(socket.socket())]
-            taken[0].bind(("127.0.0.1", 0))
-            first = taken[0].getsockname()[1]
-            with suppress(OSError, OverflowError):
-                for port in range(first + 1, first + count):
-                    taken.append(stack.enter_context(socket.socket()))
-                    taken[-1].bind(("127.0.0.1", port))
-                return list(range(first, first + count))
+        first = random.SystemRandom().randrange(15_000, 32_000)
+        with ExitStack() as stack, suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return list(range(first, first + count))

@@ -16,10 +16,11 @@ from servers import Engine, serving
 
 MODEL = "smollm2"
 BLOCK = 32
-FACTS = (
-    "France is a country in Europe. Its capital is Paris, on the Seine, and its longest river is the Loire."
-)
-QUESTIONS = ["What is the capital of France?", "What is the longest river of France?", "Where is France?"]
+QUESTIONS = [
+    "What is the capital of France?",
+    "Which river flows through the capital of France?",
+    "In which part of the world is France, and which language do people speak there?",
+]
 
 
 class Handover:
@@ -50,17 +51,17 @@ async def fetched(server):
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_the_decode_engine_goes_on_where_the_prefill_engine_ended(handover, stream):
-    asked = [f"{FACTS} ({'stream' if stream else 'whole'}) {question}" for question in QUESTIONS]
-
     async def test():
         async with door(handover.instances, MODEL) as front:
             before = await fetched(handover.decode)
-            answers = await asyncio.gather(*(front.client.chat(text, 16, stream=stream) for text in asked))
-            assert await fetched(handover.decode) - before >= len(asked) * BLOCK
+            answers = await asyncio.gather(
+                *(front.client.chat(text, 16, stream=stream) for text in QUESTIONS)
+            )
+            assert await fetched(handover.decode) - before >= len(QUESTIONS) * BLOCK
         async with talking_to(handover.prefill.url, MODEL) as engine:
-            direct = [(await engine.chat(text, 16)).ids for text in asked]
+            direct = [(await engine.chat(text, 16)).ids for text in QUESTIONS]
         assert [answer.ids for answer in answers] == direct
-        assert "Paris" in answers[0].text
+        assert answers[0].text == "The capital of France is Paris."
 
     run(test())
 

@@ -100,7 +100,10 @@ WRONG = [
     ),
     ({"instances": [AGGREGATED | {"url": "http://h:1/a b"}]}, r"instances\[0\]\.url: must not have spaces"),
     *(
-        ({"instances": [AGGREGATED | {"events": address}]}, r"instances\[0\]\.events: must be tcp://HOST:PORT")
+        (
+            {"instances": [AGGREGATED | {"events": address}]},
+            r"instances\[0\]\.events: must be tcp://HOST:PORT",
+        )
         for address in ("nonsense", "http://h:1", "tcp://h", "tcp://h:0", "tcp://*:5557", "ipc://")
     ),
     ({"admin": {"port": 8080}}, r"admin\.port: 8080 is server\.port already"),

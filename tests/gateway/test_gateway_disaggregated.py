@@ -232,3 +232,26 @@ def test_an_answer_of_the_prefill_that_is_no_json_is_the_engines_fault():
                 assert "prefill-0" in json.loads(body)["error"]["message"] and not decode.requests
 
     run(check())
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_of_two_silent_legs_the_engine_that_answers_others_is_not_to_blame(dialect):
+    async def check():
+        limits = {"first_byte_timeout_s": 0.3, "retries": 0}
+        async with StandIn() as prefill, StandIn() as hung, StandIn() as good:
+            data = config([prefill], [hung, good], dialect, "round-robin", limits=limits)
+            async with running(data) as (front, client):
+                hung.go.clear()
+                if dialect == "sglang":  # its prefill waits for its decode
+                    waits, prefill.go = prefill.go, hung.go
+                stuck = asyncio.create_task(chat(client))
+                await until(lambda: hung.requests and prefill.requests)
+                if dialect == "sglang":
+                    prefill.go = waits
+                assert (await chat(client))[0] == 200
+                assert good.requests and len(hung.requests) == 1
+                assert (await stuck)[0] == 504
+                errors = {worker.name: worker.errors for worker in front.workers}
+                assert errors == {"prefill-0": 0, "decode-0": 1, "decode-1": 0}
+
+    run(check())

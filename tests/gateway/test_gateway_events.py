@@ -19,13 +19,13 @@ HELLO = InstanceUp("its-own-name", Role.AGGREGATED, 1, 4096, kv_blocks=777, epoc
 
 
 @asynccontextmanager
-async def published(hello=HELLO):
+async def published(hello=HELLO, stand_in=None):
     """A stand-in that publishes events, with a gateway in front; yields what the policy hears."""
     stands = [hello]
     answers = lambda: (stands[0], Snapshot("its-own-name", stands[0].epoch, 1, 0, False, (0,)))  # noqa: E731
     async with (
         Publisher("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", answers) as publisher,
-        StandIn() as engine,
+        stand_in or StandIn() as engine,
         gateway(
             [engine], instance={"events": publisher.endpoint, "snapshots": publisher.snapshot_endpoint}
         ) as (front, client),
@@ -100,7 +100,8 @@ def test_an_engine_that_leaves_is_not_taken_back_because_it_still_passes_checks(
 @pytest.mark.parametrize("word", [InstanceDown, InstanceDraining])
 def test_an_engine_that_left_is_taken_back_when_it_was_away(word):
     async def check():
-        async with published() as (front, engine, publisher, _, _):
+        engine = StandIn()
+        async with published(stand_in=engine) as (front, _, publisher, _, _):
             worker = front.workers.named("engine-0")
             publisher.publish(word("its-own-name"))
             await until(lambda: not worker.takes_work())

@@ -218,8 +218,8 @@ def test_an_engine_is_removed_though_whoever_removed_it_left():
             await until(lambda: not front._listeners[1].connections)
             old.go.set()
             assert (await under_way)[0] == 200
-            await until(lambda: front.workers.get("engine-0") is None)
-            assert b"engine-0" not in front.metrics.text()
+            await until(lambda: b"engine-0" not in front.metrics.text())
+            assert [worker.name for worker in front.workers] == ["engine-1"]
 
     run(check())
 
@@ -283,8 +283,8 @@ def test_other_sites_pages_cannot_steer_a_gateway_without_a_token(monkeypatch):
         async with StandIn() as engine, gateway([engine], admin=with_token) as (front, _):
             headers = {"Authorization": "Bearer secret", "Origin": "http://ops.example", "Host": "ops"}
             async with aiohttp.ClientSession(front.admin_url, headers=headers) as admin:
-                async with admin.get("/workers") as answer:  # behind a proxy of theirs
-                    assert answer.status == 200
+                answer = await admin.get("/workers")  # behind a proxy of theirs
+                assert len(await answer.json()) == 1
 
     run(check())
 
@@ -306,7 +306,9 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
 
     async def check():
         async with StandIn() as engine, gateway([engine], admin=ADMIN) as (front, _):
-            reader, writer = await asyncio.open_connection(*front.admin_url.removeprefix("http://").split(":"))
+            reader, writer = await asyncio.open_connection(
+                *front.admin_url.removeprefix("http://").split(":")
+            )
             writer.write(
                 b"POST /workers HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: 9\r\n\r\n{"

@@ -92,6 +92,7 @@ class Flight:
         self.prefill_done_s: float | None = None
         self.ended_s: float | None = None
         self.instances: list[str] = []
+        self.owing: tuple[Worker, ...] = ()  # that were asked and have not answered
         self.why = ""  # of the last dispatch
         self.code = ""  # of the error the client was given
         self._role_of = role_of
@@ -100,7 +101,6 @@ class Flight:
         self._awaited: tuple[Role, asyncio.Future[Dispatch]] | None = None
         self._scope: asyncio.Timeout | None = None
         self._cut: Exception | None = None
-        self._owing: list[Worker] = []  # that were asked and have not answered
 
     # What the policy says
 
@@ -192,14 +192,13 @@ class Flight:
 
     def expect(self, worker: Worker, within_s: float) -> None:
         """Let the scope end after so long unless `limit` says otherwise; who was not `heard` is silent."""
-        if worker not in self._owing:
-            self._owing.append(worker)
+        self.heard(worker)  # it owes once
+        self.owing += (worker,)
         self.limit(within_s)
 
     def heard(self, worker: Worker) -> None:
         """Note that an engine has answered."""
-        if worker in self._owing:
-            self._owing.remove(worker)
+        self.owing = tuple(each for each in self.owing if each is not worker)
 
     def client_stalls(self) -> None:
         """Give up on a client that does not read: it counts as gone, and no engine is to blame."""
@@ -210,7 +209,7 @@ class Flight:
         if self._cut is not None:
             cut, self._cut = self._cut, None
             raise cut
-        self._owing.clear()
+        self.owing = ()
         self._scope = asyncio.timeout(None)
         await self._scope.__aenter__()
         return self
@@ -235,7 +234,7 @@ class Flight:
             self._cut = None
 
     def _silence(self) -> LegError:
-        silent = tuple(self._owing)
+        silent = self.owing
         who = " and ".join(worker.name for worker in silent) or "the engine"
         worker = silent[0] if silent else None
         reason = f"{who} was silent for too long"

@@ -24,6 +24,7 @@ from headway.hosts.gateway.access import Keys
 from headway.hosts.gateway.admin import AdminSide
 from headway.hosts.gateway.config import GatewayConfig, TlsSpec
 from headway.hosts.gateway.driver import Driver, Observer
+from headway.hosts.gateway.errors import Refusal
 from headway.hosts.gateway.flight import Flight
 from headway.hosts.gateway.lengths import Lengths
 from headway.hosts.gateway.listener import Listener
@@ -218,6 +219,11 @@ class Gateway:
             return await self.public(request)
         return HttpResponse(404)
 
+    def _refused_at_the_door(self, refusal: Refusal) -> None:
+        """Count and log what was refused before it was a request."""
+        self.metrics.refused(refusal.status)
+        self._access_log.refused("", "", refusal.status, refusal.code)
+
     def _done(self, flight: Flight, status: int) -> None:
         for hear in self._on_done:
             hear(flight, status)
@@ -229,7 +235,7 @@ class Gateway:
             handler,
             header_timeout_s=limits.header_timeout_s,
             most_body_bytes=limits.max_body_bytes,
-            on_refused=lambda refusal: self.metrics.refused(refusal.status),
+            on_refused=self._refused_at_the_door,
         )
         self._listeners.append(listener)
         return await listener.listen(host, port, tls)

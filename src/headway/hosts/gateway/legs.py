@@ -247,7 +247,8 @@ class Legs:
     def _first_byte(self, flight: Flight, worker: Worker) -> None:
         flight.first_byte_s = self._clock()
         flight.limit(None)
-        self._heard(flight, worker)
+        for each in flight.owing:  # a decode engine's byte is the prefill engine's answer too
+            self._heard(flight, each)
         self.prefill_done(flight, worker)
 
     def _heard(self, flight: Flight, worker: Worker) -> None:

@@ -116,37 +116,46 @@ class JsonLines(logging.Formatter):
 
 
 class _Queue(QueueHandler):
-    """Hands records to the writing thread as they are."""
+    """Hands records to the writing thread as they are. What does not fit is dropped and counted."""
 
     def __init__(self, lines: "queue.Queue[object]") -> None:
         super().__init__(lines)
-        self.dropped = 0
+        self._dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """Leave the formatting to the thread."""
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Drop what does not fit, and say so when there is room again."""
+        """Drop what does not fit."""
         try:
             self.queue.put_nowait(record)
         except queue.Full:
-            self.dropped += 1
-            return
-        if self.dropped:
-            with suppress(queue.Full):
-                self.queue.put_nowait(_dropped(self.dropped))
-                self.dropped = 0
+            self.drop()
 
+    def drop(self, lines: int = 1) -> None:
+        """Count lines that will not be written."""
+        with self._counting():
+            self._dropped += lines
 
-def _dropped(lines: int) -> logging.LogRecord:
-    text = f"{lines} lines were dropped"
-    return logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
+    def take_dropped(self) -> int:
+        """Return how many lines were dropped since it was asked last."""
+        with self._counting():
+            dropped, self._dropped = self._dropped, 0
+        return dropped
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
 
 class _Writer(threading.Thread):
-    """Writes lines as they come. Where it is stuck it is left behind: it holds no lock of Python's, at which
-    the end of the process would wait for it, as one of a stream or a handler.
+    """Writes lines as they come. Where it is stuck it is left behind: while it writes it holds no lock of
+    Python's at which the end of the process would wait for it, as those of streams and handlers.
     """
 
     def __init__(self, handler: _Queue, lines: "queue.Queue[object]", stream: TextIO) -> None:
@@ -158,27 +167,33 @@ class _Writer(threading.Thread):
         self._left_behind = False
 
     def run(self) -> None:
-        """Write until the end is told."""
+        """Write until the end is told, and after each line what was dropped."""
         while isinstance(record := self._lines.get(), logging.LogRecord) and not self._left_behind:
             self._put(record)
-        if self._handler.dropped:
-            self._put(_dropped(self._handler.dropped))
+            self._say_dropped()
+        self._say_dropped()
 
     def finish(self, patience_s: float) -> None:
-        """Write what waits; what is not written in time is lost."""
+        """Write what waits; what is not written in time is dropped."""
         deadline_s = time.monotonic() + patience_s
         with suppress(queue.Full):
             self._lines.put(None, timeout=patience_s)
-            self.join(deadline_s - time.monotonic())
+            self.join(max(0.0, deadline_s - time.monotonic()))
         if self.is_alive():
             self._left_behind = True
-            self._handler.dropped += self._lines.qsize()
+            waiting = list(self._lines.queue)
+            self._handler.drop(sum(isinstance(line, logging.LogRecord) for line in waiting))
 
     def _put(self, record: logging.LogRecord) -> None:
         try:
             self._write(f"{self._format(record)}\n")
         except Exception:  # whoever read is gone, or what a library logs cannot be written: the next may be
-            self._handler.dropped += 1
+            self._handler.drop()
+
+    def _say_dropped(self) -> None:
+        if dropped := self._handler.take_dropped():
+            text = f"{dropped} lines were dropped"
+            self._put(logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None))
 
 
 def _writing(stream: TextIO) -> Callable[[str], object]:

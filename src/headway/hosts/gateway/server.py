@@ -19,7 +19,7 @@ from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.errors import Refusal, unavailable
 from headway.hosts.gateway.logs import AccessLog
 from headway.hosts.gateway.metrics import Metrics
-from headway.hosts.gateway.passthrough import Passthrough
+from headway.hosts.gateway.passthrough import GENERATIONS, Passthrough
 from headway.hosts.gateway.protocol import ClientSink, HttpRequest, HttpResponse, Routes, refused
 from headway.hosts.gateway.requests import read_call, read_targets
 from headway.hosts.gateway.serving import Serving
@@ -28,7 +28,6 @@ from headway.hosts.gateway.workers import Workers
 __all__ = ["PublicSide", "json_answer"]
 
 _SOUND_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_GENERATIONS = ("/v1/chat/completions", "/v1/completions")
 
 
 def json_answer(value: object, status: int = 200) -> HttpResponse:
@@ -59,7 +58,7 @@ class PublicSide:
             **{("HEAD", path): self._ready for path in ("/ready", "/readiness")},
             ("GET", "/metrics"): self._metrics,
             ("GET", "/v1/models"): self._models,
-            **{("POST", path): self._generate for path in _GENERATIONS},
+            **{("POST", path): self._generate for path in GENERATIONS},
         }
         self._paths = {path for _, path in self.routes if path not in ("/v1/models",)}
         self._limits = config.limits
@@ -150,6 +149,10 @@ class PublicSide:
             status = await self._passthrough.serve(
                 request.method, request.target, request.headers, body, request_id, sink
             )
+        except (ConnectionError, asyncio.CancelledError):
+            self._counts.refused(499)
+            self._access_log.passed_on(request.method, request.path, request_id, 499)
+            raise
         except Refusal as refusal:
             self._refused(request.path, request_id, refusal)
             await sink.fail(refusal)
