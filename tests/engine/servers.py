@@ -177,7 +177,7 @@ def serving(
 def free_ports(count: int) -> list[int]:
     """Return ports in a row that nobody listens at.
 
-    Below those the system gives to connections: one of these may be gone when the engine, a minute later, binds.
+    Below those the system gives to connections: one of these may be gone when an engine binds, a minute later.
     """
     while True:
         first = random.SystemRandom().randrange(15_000, 32_000)

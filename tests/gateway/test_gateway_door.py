@@ -275,7 +275,7 @@ def test_health_ready_and_metrics():
         async with StandIn() as engine, gateway([engine]) as (front, client):
             await chat(client, stream=True)
             async with client.get("/ready") as answer:
-                assert (answer.status, (await answer.json())["workers"]) == (200, {"engine-0": "up"})
+                assert (answer.status, (await answer.json())["workers"]) == (200, {"up": 1})
             await until(lambda: not front.driver.requests)
             async with client.get("/metrics") as answer:
                 text = await answer.text()

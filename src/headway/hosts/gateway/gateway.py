@@ -6,12 +6,14 @@ async with Gateway(GatewayConfig.from_toml("gateway.toml")) as gateway:
 
 import asyncio
 import faulthandler
+import os
 import random
 import resource
 import signal
 import ssl
+import threading
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Self
 
@@ -155,10 +157,7 @@ class Gateway:
 
     async def reload(self, config: GatewayConfig) -> None:
         """Make the workers those of a new configuration; the rest of it needs a restart."""
-        before = {worker.name for worker in self.workers}
         await self.workers.reconcile(config.instances, timeout_s=self.config.server.drain_timeout_s)
-        for name in before - {worker.name for worker in self.workers}:
-            self.metrics.forget(name)
 
     def _build(self) -> None:
         config, self._loop = self.config, asyncio.get_running_loop()
@@ -200,7 +199,7 @@ class Gateway:
             config, self.serving, passthrough, self.workers, self.metrics, self._keys, self._access_log
         )
         if config.worker_api.enabled:
-            self.public.routes |= WorkerApi(config, self.workers, self.metrics, self._keys).routes
+            self.public.routes |= WorkerApi(config, self.workers, self._keys).routes
         self.admin = AdminSide(self.workers, self.driver, self.metrics, self._admin_keys)
         live = Live(config, self._seen, self.driver, self.workers, self.serving.buffer)
         with_token = config.admin.token_env is not None
@@ -243,6 +242,9 @@ class Gateway:
 
 def _tls_context(tls: TlsSpec) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    for key, file in (("certificate", tls.certificate), ("key", tls.key)):
+        if not os.access(file, os.R_OK):
+            raise ConfigError(f"tls.{key}: cannot read {file}")
     try:
         context.load_cert_chain(tls.certificate, tls.key)
     except (OSError, ssl.SSLError) as error:
@@ -254,6 +256,14 @@ def _raise_file_limit() -> None:
     """Take all the open files we may have: a stream takes two, and the usual soft limit is 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _give_up() -> None:
+    """End the process and say where it hangs; an error output that nobody reads must not block that."""
+    os.set_blocking(2, False)
+    with suppress(OSError):
+        faulthandler.dump_traceback()
+    os._exit(1)
 
 
 async def serve(gateway: Gateway, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -271,13 +281,14 @@ async def serve(gateway: Gateway, on_ready: Callable[[], None] = lambda: None) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask)
     async with AsyncExitStack() as stack:
-        stack.callback(faulthandler.cancel_dump_traceback_later)  # the last to be done
+        watchdog = threading.Timer(gateway.config.server.drain_timeout_s + STOP_PATIENCE_S, _give_up)
+        watchdog.daemon = True
+        stack.callback(watchdog.cancel)  # the last to be done
         stack.enter_context(logging_as_json(gateway.config.logs))
         await stack.enter_async_context(gateway)
         on_ready()
         await stop.wait()
-        patience_s = gateway.config.server.drain_timeout_s + STOP_PATIENCE_S
-        faulthandler.dump_traceback_later(patience_s, exit=True)
+        watchdog.start()
         draining = asyncio.ensure_future(gateway.drain())
         hurried = asyncio.ensure_future(now.wait())
         await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)

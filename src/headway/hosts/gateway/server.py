@@ -9,6 +9,7 @@ GET  /health /ready /metrics                    it lives; it can serve; its numb
 import asyncio
 import re
 import secrets
+from collections import Counter
 from itertools import count
 
 import orjson
@@ -178,7 +179,7 @@ class PublicSide:
 
     async def _ready(self, request: HttpRequest) -> HttpResponse | None:
         ready = self._workers.ready() and not self.draining
-        states = {worker.name: worker.state.value for worker in self._workers}
+        states = Counter(worker.state.value for worker in self._workers)
         return json_answer({"ready": ready, "workers": states}, 200 if ready else 503)
 
     async def _metrics(self, request: HttpRequest) -> HttpResponse | None:

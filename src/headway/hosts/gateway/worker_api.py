@@ -16,7 +16,6 @@ from headway.core.errors import ConfigError
 from headway.hosts.gateway.access import Keys
 from headway.hosts.gateway.config import GatewayConfig, InstanceSpec, is_loopback, parse_instance
 from headway.hosts.gateway.errors import Refusal, bad_request
-from headway.hosts.gateway.metrics import Metrics
 from headway.hosts.gateway.protocol import Handler, HttpRequest, HttpResponse, Routes, refused
 from headway.hosts.gateway.server import json_answer
 from headway.hosts.gateway.worker import Worker
@@ -39,7 +38,7 @@ def instance_name(url: str) -> str:
 class WorkerApi:
     """Handles these requests. What is added is what `[worker_api]` says."""
 
-    def __init__(self, config: GatewayConfig, workers: Workers, metrics: Metrics, keys: Keys) -> None:
+    def __init__(self, config: GatewayConfig, workers: Workers, keys: Keys) -> None:
         self.routes: Routes = {
             ("POST", "/add_worker"): self._guarded(self._add),
             ("POST", "/remove_worker"): self._guarded(self._remove),
