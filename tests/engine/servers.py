@@ -116,15 +116,18 @@ class Server:
         return [pid for pid in alive if self._is_member(pid)]
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """End it as a crash would; only its shared memory, which a crash would leave behind, is removed."""
+        left = self._shared_memory()
         self._signal(signal.SIGKILL)
         self.process.wait()
+        for path in left:
+            path.unlink(missing_ok=True)
 
     def end(self) -> None:
         """End all its processes: kindly, then not."""
         self._signal(signal.SIGTERM)
         if not self._gone_in(END_S):
-            self._signal(signal.SIGKILL)
+            self.kill()
             if not self._gone_in(END_S):
                 raise RuntimeError(f"processes {self.members()} of vLLM do not end")
         self.process.wait()
@@ -139,6 +142,14 @@ class Server:
         for pid in self.members():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    def _shared_memory(self) -> set[Path]:
+        """Return the files of shared memory that its processes have in their maps."""
+        maps: list[str] = []
+        for pid in self.members():
+            with suppress(OSError):
+                maps += Path(f"/proc/{pid}/maps").read_text().splitlines()
+        return {Path(line.split()[5]) for line in maps if " /dev/shm/" in line}
 
     def _is_member(self, pid: int) -> bool:
         self.process.poll()  # a zombie is no member
@@ -177,7 +188,7 @@ def serving(
 def free_ports(count: int) -> list[int]:
     """Return ports in a row that nobody listens at.
 
-    Below those the system gives to connections: one of these may be gone when an engine binds, a minute later.
+    Below those the system gives to connections: one of these may be gone when an engine binds a minute later.
     """
     while True:
         first = random.SystemRandom().randrange(15_000, 32_000)

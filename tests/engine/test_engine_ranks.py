@@ -107,6 +107,9 @@ def test_the_policy_hears_of_every_prompt_token_by_rank(served):
 
 
 def test_a_long_prompt_on_one_rank_stalls_the_other_in_lockstep_alone(served):
+    if served.scheduler != STOCK:
+        pytest.skip("a prompt that is cut into several passes stalls the others less")
+
     async def test():
         async with talking_to(served.server.url, served.model) as engine:
             tokens = 0

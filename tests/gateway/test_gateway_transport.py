@@ -211,3 +211,42 @@ def test_no_file_left_to_connect_with_is_not_the_engines_fault(monkeypatch):
             assert front.workers.get("engine-0").state is State.UP
 
     run(check())
+
+
+def test_pouring_hands_every_piece_on_and_waits_for_one_who_is_behind():
+    head, pieces = CHUNKED[:47], [b"1\r\n%d\r\n" % n for n in range(8)]
+
+    async def check():
+        async with served([head, *pieces, b"0\r\n\r\n"]) as (_, transport, url):
+            answer = await transport.send("GET", url, {}, None)
+            told = []
+
+            def push(piece):
+                told.append(piece)
+                return b"3" not in piece
+
+            async def caught_up():
+                told.append("caught up")
+
+            await answer.pour(push, caught_up)
+            answer.close()
+            assert b"".join(piece for piece in told if piece != "caught up") == b"01234567"
+            behind = next(n for n, piece in enumerate(told) if b"3" in piece)
+            assert told[behind + 1] == "caught up"
+
+    run(check())
+
+
+def test_what_is_thrown_by_the_one_who_takes_comes_out_of_the_pouring():
+    async def check():
+        async with served([CHUNKED[:47], b"1\r\na\r\n"]) as (_, transport, url):
+            answer = await transport.send("GET", url, {}, None)
+
+            def gone(piece):
+                raise ConnectionResetError("the client is gone")
+
+            with pytest.raises(ConnectionResetError):
+                await answer.pour(gone, asyncio.Event().wait)
+            answer.close()
+
+    run(check())

@@ -220,26 +220,35 @@ class Legs:
     async def _forward(self, flight: Flight, worker: Worker, answer: Answer) -> None:
         """Pass on a stream, byte for byte."""
         tail = Tail()
-        write = flight.sink.write
+        sink = flight.sink
         idle = Idle(self._limits.idle_timeout_s, lambda: flight.expect(worker, 0.0), flight.client_stalls)
+
+        def push(chunk: bytes) -> bool:
+            tail.add(chunk)
+            idle.active = True
+            return sink.push(chunk)
+
+        async def caught_up() -> None:
+            idle.writing = True
+            await sink.written()
+            idle.writing = False
+
         try:
-            async for chunk in answer.chunks():
-                if not tail.events and flight.first_byte_s is None:
-                    await flight.let_cut()
-                    self._first_byte(flight, worker)
-                    idle.start()
-                    await flight.sink.start(answer.status, _passed_on(answer))
-                tail.add(chunk)
-                idle.active = idle.writing = True
-                await write(chunk)
-                idle.writing = False
+            first = await answer.next()
+            if not first:
+                raise LegError(f"{worker.name}: an empty stream", worker=worker)
+            await flight.let_cut()
+            self._first_byte(flight, worker)
+            idle.start()
+            await sink.start(answer.status, _passed_on(answer))
+            if not push(first):
+                await caught_up()
+            await answer.pour(push, caught_up)
         except TransportError as error:
             self._note(flight, tail.usage())
             raise self._broken(worker, error) from None
         finally:
             idle.stop()
-        if flight.first_byte_s is None:
-            raise LegError(f"{worker.name}: an empty stream", worker=worker)
         self._note(flight, tail.usage())
         flight.engine_done(self._feed)
         await flight.sink.end()

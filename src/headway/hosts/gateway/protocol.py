@@ -399,11 +399,12 @@ class Connection(asyncio.Protocol):
 
     # Writing
 
-    def write(self, data: bytes) -> None:
-        """Send. Raises ConnectionResetError when nobody is there."""
+    def write(self, data: bytes) -> bool:
+        """Send; whether the client keeps up. Raises ConnectionResetError when nobody is there."""
         if self.lost or self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("the client is gone")
         self._transport.write(data)
+        return self._writable is None
 
     async def written(self) -> None:
         """Wait while the client is behind. Raises ConnectionResetError when it goes."""
@@ -455,9 +456,17 @@ class ClientSink:
 
     async def write(self, chunk: bytes) -> None:
         """See `Sink.write`."""
+        if not self.push(chunk):
+            await self._connection.written()
+
+    def push(self, chunk: bytes) -> bool:
+        """See `Sink.push`."""
         if not chunk or self._bodiless:
-            return
-        self._connection.write(self._framed(chunk))
+            return True
+        return self._connection.write(self._framed(chunk))
+
+    async def written(self) -> None:
+        """See `Sink.written`."""
         await self._connection.written()
 
     async def end(self) -> None:

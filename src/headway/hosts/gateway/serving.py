@@ -87,9 +87,10 @@ class Serving:
     ) -> Flight:
         """Make room for a request, which is to be served at once. Raises Refusal when there is none."""
         arrived_s = self._clock()
-        self._check_model(call.model)
+        known = self._workers.models()
+        _check_model(call.model, known)
         tokens = max(1, await self._lengths.measure(call))
-        self._check_length(call, tokens)
+        self._check_length(call, tokens, known)
         trace = self._tracing.begin(call.path, headers, arrived_s)
         passed_on = self._to_engines(headers, trace)
         # Two clients may choose one id; engines and policies need one for each request.
@@ -221,24 +222,13 @@ class Serving:
 
     # At the door
 
-    def _check_model(self, model: str | None) -> None:
-        known = self._workers.models()
-        if model is not None and known and model not in known:
-            raise model_not_found(model)
-
-    def _check_length(self, call: Call, tokens: int) -> None:
+    def _check_length(self, call: Call, tokens: int, known: Mapping[str, int | None]) -> None:
         """Refuse a prompt that is longer than the model; by an estimate, only when it is far longer."""
-        most = self._config.server.max_prompt_tokens or self._longest(call.model)
+        most = self._config.server.max_prompt_tokens or _longest(call.model, known)
         exact = call.token_ids is not None or self._lengths.exact
         if most is not None and tokens > (most if exact else 2 * most):
             message = f"The prompt has {'' if exact else 'about '}{tokens} tokens, the model takes {most}."
             raise bad_request(message, code="context_length_exceeded", param="messages")
-
-    def _longest(self, model: str | None) -> int | None:
-        known = self._workers.models()
-        if model is not None:
-            return known.get(model)
-        return next(iter(known.values())) if len(known) == 1 else None
 
     def _role_of(self, instance: str) -> Role | None:
         worker = self._workers.get(instance)
@@ -250,3 +240,15 @@ class Serving:
         if self._passes_authorization and "authorization" in headers:
             passed["Authorization"] = headers["authorization"]
         return passed
+
+
+def _check_model(model: str | None, known: Mapping[str, int | None]) -> None:
+    if model is not None and known and model not in known:
+        raise model_not_found(model)
+
+
+def _longest(model: str | None, known: Mapping[str, int | None]) -> int | None:
+    """Return how long a prompt of a model may be, where that is known."""
+    if model is not None:
+        return known.get(model)
+    return next(iter(known.values())) if len(known) == 1 else None

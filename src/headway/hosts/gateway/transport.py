@@ -10,7 +10,7 @@ import asyncio
 import errno
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Protocol, cast
 from urllib.parse import urlsplit
@@ -57,8 +57,18 @@ class Answer(Protocol):
     async def read(self) -> bytes:
         """Return the whole body. Raises TransportError."""
 
+    async def next(self) -> bytes:
+        """Return what has come of the body; empty at its end. Raises TransportError."""
+
     def chunks(self) -> AsyncIterator[bytes]:
         """Iterate over the body as it comes. Raises TransportError."""
+
+    async def pour(self, push: Callable[[bytes], bool], caught_up: Callable[[], Awaitable[None]]) -> None:
+        """Hand over the rest of the body as it comes, in the very call that brings it.
+
+        After a `push` that returns False the next waits for `caught_up`. Raises TransportError, and what
+        they raise.
+        """
 
     def close(self) -> None:
         """Give the connection back, or cut it when the body was not read to its end."""
@@ -81,6 +91,12 @@ class Sink(Protocol):
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Begin a stream."""
+
+    def push(self, chunk: bytes) -> bool:
+        """Send a piece; whether the client keeps up. Raises ConnectionError when it is gone."""
+
+    async def written(self) -> None:
+        """Wait while the client is behind. Raises ConnectionError."""
 
     async def write(self, chunk: bytes) -> None:
         """Send a piece, and wait while the client is behind."""
@@ -111,6 +127,9 @@ class _Connection(asyncio.Protocol):
         self._waiting_bytes = 0
         self._problem: TransportError | None = None
         self._headed = self._complete = self._paused = self._bodiless = self._keeps = False
+        self._push: Callable[[bytes], bool] | None = None  # takes what comes, while somebody pours
+        self._behind = False  # whoever takes it is
+        self._thrown: Exception | None = None  # by whoever takes it
 
     # What asyncio and the parser call
 
@@ -134,7 +153,18 @@ class _Connection(asyncio.Protocol):
         if self._waiting_bytes > HIGH_WATER_BYTES and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        if self._push is None or not self._body or self._pass_on(self._push):
+            self._wake()
+
+    def _pass_on(self, push: Callable[[bytes], bool]) -> bool:
+        """Hand over what came; whether the one who pours has to see to something."""
+        try:
+            keeps_up = push(self._take())
+        except Exception as error:
+            keeps_up, self._thrown = False, error
+        if not keeps_up:
+            self._push, self._behind = None, True
+        return self._complete or not keeps_up
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end; of an answer without a length it is the good end."""
@@ -208,13 +238,37 @@ class _Connection(asyncio.Protocol):
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """See `Answer.chunks`."""
-        while True:
-            if self._body:
-                yield self._take()
-            elif self._complete:
-                return
-            else:
-                await self._more()
+        while chunk := await self.next():
+            yield chunk
+
+    async def next(self) -> bytes:
+        """See `Answer.next`."""
+        while not self._body:
+            if self._complete:
+                return b""
+            await self._more()
+        return self._take()
+
+    async def pour(self, push: Callable[[bytes], bool], caught_up: Callable[[], Awaitable[None]]) -> None:
+        """See `Answer.pour`."""
+        self._behind = False
+        try:
+            while True:
+                if self._body:
+                    self._behind = not push(self._take())
+                if self._behind:
+                    self._behind = False
+                    await caught_up()
+                elif self._complete:
+                    return
+                else:
+                    self._push = push
+                    await self._more()
+                    self._push = None
+                    if self._thrown is not None:
+                        raise self._thrown
+        finally:
+            self._push = self._thrown = None
 
     def close(self) -> None:
         """See `Answer.close`."""
