@@ -195,6 +195,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dialect", default="vllm", choices=("vllm", "sglang"))
     parser.add_argument("--load", default="0.6", help="fractions of nominal capacity: 0.3,0.6")
     parser.add_argument("--requests", type=int, default=300, help="per policy and load")
+    parser.add_argument(
+        "--most-output", type=int, help="cut answers to so many tokens: the last one may take minutes"
+    )
     parser.add_argument("--speed", type=float, default=0.25, help="pace of the engines")
     parser.add_argument("--seeds", default="0", help="of arrivals, lengths and policies: 0,1,2")
     parser.add_argument("--out", type=Path, default=Path("out"))
@@ -212,6 +215,8 @@ def main() -> None:
         for load in map(float, given.load.split(",")):
             rps = load * nominal
             items = make_items(workload, rps=rps, arrivals="poisson", requests=given.requests, seed=seed)
+            if given.most_output is not None:
+                items = [i._replace(output_tokens=min(i.output_tokens, given.most_output)) for i in items]
             for policy in given.policies.split(","):
                 wall_s = items[-1].arrival_s / given.speed
                 print(
