@@ -334,3 +334,28 @@ def test_many_streams_at_once_with_half_of_the_clients_gone():
             assert {(status, body) for status, _, body in kept} == {(200, EVENT + EVENT + USAGE + DONE)}
 
     run(check())
+
+
+def test_an_error_that_comes_as_the_first_event_of_a_stream_is_told_as_an_error():
+    """vLLM answers 200 to a stream before it looks at what is asked."""
+
+    async def check():
+        async with StandIn() as first, StandIn() as second, gateway([first, second]) as (front, client):
+            for engine in (first, second):
+                engine.chunks = [b'data: {"error": {"message": "no such rank", "code": 400}}\n\n', DONE]
+            status, _, body = await chat(client, stream=True)
+            assert status == 400 and b"no such rank" in body
+            assert len(first.requests) + len(second.requests) == 1
+
+            for engine in (first, second):
+                engine.chunks = [b'data: {"error": {"message": "EngineCore died", "code": 500}}\n\n', DONE]
+            status, _, body = await chat(client, stream=True)
+            assert (status, error_of(body)) == (502, "engine_error")
+            assert len(first.requests) + len(second.requests) == 4  # twice elsewhere
+
+            first.chunks = [b'data: {"error": {"message": "EngineCore died", "code": 500}}\n\n', DONE]
+            second.chunks = [EVENT, DONE]
+            status, _, body = await chat(client, stream=True)
+            assert (status, body) == (200, EVENT + DONE)
+
+    run(check())

@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
+import msgspec
+
 from headway.core.actions import Dispatch
 from headway.core.events import Event, PrefillDone, Role
 from headway.hosts.gateway.config import LimitsSpec
@@ -26,8 +28,21 @@ from headway.hosts.gateway.workers import Workers
 
 __all__ = ["EngineSaysNo", "Heard", "Idle", "Legs"]
 
+#: How a stream begins that is none.
+ERROR_EVENT = b'data: {"error"'
 #: Of an error's text, this much is passed on.
 MOST_REASON_BYTES = 500
+
+
+class _Error(msgspec.Struct):
+    code: int | None = None
+
+
+class _Said(msgspec.Struct):
+    error: _Error
+
+
+_said = msgspec.json.Decoder(_Said)
 
 
 class EngineSaysNo(Exception):  # noqa: N818  an answer, not a fault
@@ -178,12 +193,7 @@ class Legs:
             reason = await self._read(worker, answer)
         finally:
             answer.close()
-        if answer.status < 500 and answer.status not in (408, 429):
-            raise EngineSaysNo(answer.status, answer.headers.get("content-type", "application/json"), reason)
-        status = answer.status if answer.status in (429, 503) else 502
-        text = reason[:MOST_REASON_BYTES].decode(errors="replace")
-        short = f"{worker.name} answers {answer.status}"
-        raise LegError(short, status=status, worker=worker, answered=True, said=text)
+        raise _refusal(worker, answer.status, reason, answer.headers.get("content-type", "application/json"))
 
     def _headers(self, flight: Flight, worker: Worker, dispatch: Dispatch) -> dict[str, str]:
         headers = {
@@ -237,6 +247,8 @@ class Legs:
             first = await answer.next()
             if not first:
                 raise LegError(f"{worker.name}: an empty stream", worker=worker)
+            if first.startswith(ERROR_EVENT):
+                raise _said_in(first, worker)
             await flight.let_cut()
             self._first_byte(flight, worker)
             idle.start()
@@ -297,6 +309,27 @@ class Idle:
             return
         self.active = False
         self.start()
+
+
+def _refusal(
+    worker: Worker, status: int, said: bytes, content_type: str = "application/json"
+) -> EngineSaysNo | LegError:
+    """Return what an engine's no means (rule 3)."""
+    if status < 500 and status not in (408, 429):
+        return EngineSaysNo(status, content_type, said)
+    text = said[:MOST_REASON_BYTES].decode(errors="replace")
+    told = status if status in (429, 503) else 502
+    return LegError(f"{worker.name} answers {status}", status=told, worker=worker, answered=True, said=text)
+
+
+def _said_in(event: bytes, worker: Worker) -> EngineSaysNo | LegError:
+    """Read a refusal that comes as the first event of a stream: vLLM answers 200 before it looks."""
+    body = event.removeprefix(b"data: ").partition(b"\n")[0]
+    try:
+        code = _said.decode(body).error.code
+    except msgspec.DecodeError:
+        code = None
+    return _refusal(worker, code if code is not None and 400 <= code < 600 else 502, body)
 
 
 def _passed_on(answer: Answer) -> dict[str, str]:

@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NoReturn, cast
 from urllib.parse import parse_qsl, unquote
@@ -36,6 +37,21 @@ LINGER_S = 1.0
 _log = logging.getLogger(__name__)
 _NO_BODY = (204, 304)
 _STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n" for each in HTTPStatus}
+
+
+@lru_cache(maxsize=256)
+def _split(url: bytes) -> tuple[str, str, str]:
+    """Split a target into path, decoded, query, and both as they came. Raises HttpParserInvalidURLError."""
+    parts = httptools.parse_url(url)
+    path = (parts.path or b"/").decode("latin-1")
+    query = "" if parts.query is None else parts.query.decode("latin-1")
+    return unquote(path) if "%" in path else path, query, f"{path}?{query}" if query else path
+
+
+@lru_cache(maxsize=256)
+def _lower(name: bytes) -> str:
+    """Return a header's name in lower case."""
+    return name.decode("latin-1").lower()
 
 
 class HttpResponse:
@@ -77,14 +93,10 @@ class HttpRequest:
     )
 
     def __init__(self, connection: "Connection", method: str, url: bytes, headers: dict[str, str]) -> None:
-        parts = httptools.parse_url(url)
-        raw_path = (parts.path or b"/").decode("latin-1")
         self.connection = connection
         self.method = method
         self.headers = headers
-        self.path = unquote(raw_path) if "%" in raw_path else raw_path
-        self.query_string = "" if parts.query is None else parts.query.decode("latin-1")
-        self.target = f"{raw_path}?{self.query_string}" if self.query_string else raw_path
+        self.path, self.query_string, self.target = _split(url)
         self.complete = False
         self.keep_alive = False
         self.old = False
@@ -254,7 +266,7 @@ class Connection(asyncio.Protocol):
         self._field_count += 1
         if len(name) + len(value) > MOST_FIELD_BYTES or self._field_count > MOST_FIELDS:
             self._stop(_head_too_large())
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        key, text = _lower(name), value.decode("latin-1")
         known = self._fields.get(key)
         self._fields[key] = text if known is None else f"{known}, {text}"
 
