@@ -172,10 +172,11 @@ def measure(given: argparse.Namespace, workload: Workload, slo: Slo) -> tuple[fl
 
 def _line(one: Measured) -> str:
     run = one.run
+    ttft, tpot = run.ttft_s, {q: 1e3 * value for q, value in run.tpot_s.items()}
     return (
         f"round {one.round}, {one.arrivals}, load {one.load:g}, {one.contender}: "
-        f"TTFT p50 {run.ttft_s['p50']:.3f} p99 {run.ttft_s['p99']:.3f} s, "
-        f"TPOT p50 {1e3 * run.tpot_s['p50']:.0f} p99 {1e3 * run.tpot_s['p99']:.0f} ms, in SLO {run.slo_attainment:.3f}"
+        f"TTFT p50 {ttft['p50']:.3f} p99 {ttft['p99']:.3f} s, "
+        f"TPOT p50 {tpot['p50']:.0f} p99 {tpot['p99']:.0f} ms, in SLO {run.slo_attainment:.3f}"
     )
 
 

@@ -340,7 +340,7 @@ def test_an_error_that_comes_as_the_first_event_of_a_stream_is_told_as_an_error(
     """vLLM answers 200 to a stream before it looks at what is asked."""
 
     async def check():
-        async with StandIn() as first, StandIn() as second, gateway([first, second]) as (front, client):
+        async with StandIn() as first, StandIn() as second, gateway([first, second]) as (_, client):
             for engine in (first, second):
                 engine.chunks = [b'data: {"error": {"message": "no such rank", "code": 400}}\n\n', DONE]
             status, _, body = await chat(client, stream=True)
