@@ -6,7 +6,6 @@ async with Gateway(GatewayConfig.from_toml("gateway.toml")) as gateway:
 
 import asyncio
 import faulthandler
-import gc
 import os
 import random
 import resource
@@ -259,16 +258,6 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _spare_the_collector() -> None:
-    """Leave what is there for good out of the garbage collector's rounds, and make these rarer.
-
-    A request leaves few cycles behind, but by default every 700 new objects are looked through.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
-
-
 def _give_up() -> None:
     """End the process and say where it hangs; an error output that nobody reads must not block that."""
     os.set_blocking(2, False)
@@ -297,7 +286,6 @@ async def serve(gateway: Gateway, on_ready: Callable[[], None] = lambda: None) -
         stack.callback(watchdog.cancel)  # the last to be done
         stack.enter_context(logging_as_json(gateway.config.logs))
         await stack.enter_async_context(gateway)
-        _spare_the_collector()
         on_ready()
         await stop.wait()
         watchdog.start()

@@ -19,9 +19,9 @@ BACKLOG = 4096
 #: An idle connection is kept so long: longer than the pools of usual clients keep theirs (15 to 60 s), so
 #: that it is they who close, and no request crosses with our end.
 KEEP_ALIVE_S = 75.0
-#: Of the files this process may have open, so many clients' connections: each may need another to an engine,
-#: or two.
-CONNECTIONS_SHARE = 0.4
+#: Of the files this process may have open, so many are for clients' connections. The rest is for those to
+#: engines, of which a held request needs none.
+CONNECTIONS_SHARE = 0.8
 #: Handlers have so long to end by themselves when the gateway stops.
 STOP_S = 0.2
 
