@@ -1,6 +1,7 @@
 """Publisher and subscriber over real sockets: late joiners, gaps, restarts, garbage, nobody there."""
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
 
 import pytest
@@ -133,10 +134,25 @@ def test_one_subscribers_snapshot_is_no_gap_to_another():
     run(scenario())
 
 
+def endpoints():
+    """Two addresses to come back to, below the ports that the kernel gives to those who connect.
+
+    One who connects again and again to a port of theirs where nobody listens ends up connected to itself.
+    """
+    found = []
+    for port in range(21_000, 32_000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(f"tcp://127.0.0.1:{port}")
+        if len(found) == 2:
+            return found
+    raise AssertionError("no port is free")
+
+
 def test_a_publisher_that_restarts_is_found_again_in_its_new_epoch():
     async def scenario():
         async with (
-            publishing(Engine(epoch=1)) as first,
+            publishing(Engine(epoch=1), *endpoints()) as first,
             listening(first, silence_s=0.05) as (_, heard),
         ):
             await until(lambda: heard.has(InstanceUp, epoch=1))
@@ -150,8 +166,7 @@ def test_a_publisher_that_restarts_is_found_again_in_its_new_epoch():
 
 def test_a_subscriber_waits_for_a_publisher_that_is_not_there_yet():
     async def scenario():
-        async with publishing(Engine()) as probe:
-            events, snapshots = probe.endpoint, probe.snapshot_endpoint
+        events, snapshots = endpoints()
         heard = Heard()
         async with Subscriber(events, snapshots, heard.append, retry_s=0.02):
             await asyncio.sleep(0)
