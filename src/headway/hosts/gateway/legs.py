@@ -12,7 +12,6 @@ Rule 4. A stream that breaks after its first byte is never repeated: the client 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -26,7 +25,7 @@ from headway.hosts.gateway.usage import Tail, Usage, usage_of
 from headway.hosts.gateway.worker import Worker
 from headway.hosts.gateway.workers import Workers
 
-__all__ = ["EngineSaysNo", "Heard", "Idle", "Legs"]
+__all__ = ["EngineSaysNo", "Idle", "Legs"]
 
 #: How a stream begins that is none.
 ERROR_EVENT = b'data: {"error"'
@@ -55,23 +54,6 @@ class EngineSaysNo(Exception):  # noqa: N818  an answer, not a fault
         self.body = body
 
 
-class Heard:
-    """When each engine last answered anybody. One that did is slow for a request; one that did not, hangs."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._at_s: WeakKeyDictionary[Worker, float] = WeakKeyDictionary()
-
-    def note(self, worker: Worker) -> None:
-        """Note that an engine answers."""
-        self._at_s[worker] = self._clock()
-
-    def within(self, worker: Worker, seconds: float) -> bool:
-        """Whether it answered somebody in the last seconds."""
-        at_s = self._at_s.get(worker)
-        return at_s is not None and self._clock() - at_s < seconds
-
-
 class Legs:
     """What dialects make a request's way of."""
 
@@ -93,7 +75,6 @@ class Legs:
         self._clock = clock
         self._dispatched = dispatched
         self._engine_headers = dict(engine_headers)
-        self._answers = Heard(clock)
 
     async def place(self, flight: Flight, role: Role) -> tuple[Worker, Dispatch]:
         """Wait for a place of this role. Raises LegError when the worker is gone by then."""
@@ -151,7 +132,7 @@ class Legs:
         """Return those of the silent engines that answered nobody else meanwhile either."""
         limits = self._limits
         patience_s = limits.idle_timeout_s if flight.sink.started else limits.first_byte_timeout_s
-        return [worker for worker in error.silent if not self._answers.within(worker, patience_s)]
+        return [worker for worker in error.silent if self._clock() - worker.answered_s >= patience_s]
 
     def kv_has_expired(self, flight: Flight) -> bool:
         """Whether the engine that computed the prompt may have given its KV away since."""
@@ -274,7 +255,7 @@ class Legs:
 
     def _heard(self, flight: Flight, worker: Worker) -> None:
         flight.heard(worker)
-        self._answers.note(worker)
+        worker.answered_s = self._clock()
 
     def _note(self, flight: Flight, usage: Usage) -> None:
         flight.prompt_tokens, flight.output_tokens = usage

@@ -15,7 +15,7 @@ from headway.core.events import Role
 from headway.hosts.gateway.buffer import Buffer
 from headway.hosts.gateway.config import LimitsSpec
 from headway.hosts.gateway.errors import Refusal, bad_request, unavailable
-from headway.hosts.gateway.legs import Heard, Idle
+from headway.hosts.gateway.legs import Idle
 from headway.hosts.gateway.requests import check_passed_on
 from headway.hosts.gateway.transport import Answer, ExhaustedError, Sink, Transport, TransportError
 from headway.hosts.gateway.worker import Worker
@@ -99,7 +99,7 @@ class Passthrough:
         # Engines would see two keys: ours goes in place of the client's.
         given = {name.lower() for name in engine_headers}
         self._dropped = _HOP_BY_HOP | given | (set() if keep_authorization else {"authorization"})
-        self._heard = Heard(asyncio.get_running_loop().time)
+        self._clock = asyncio.get_running_loop().time
 
     async def serve(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes, request_id: str, sink: Sink
@@ -136,7 +136,7 @@ class Passthrough:
                 answer = await self._transport.send(method, worker.spec.url + target, headers, body or None)
                 try:
                     passing.answered()
-                    self._heard.note(worker)
+                    worker.answered_s = self._clock()
                     await self._stream(answer, passing, silence, sink)
                 finally:
                     answer.close()
@@ -167,7 +167,7 @@ class Passthrough:
     def _blame(self, worker: Worker, sink: Sink) -> None:
         """Count a silence as the engine's failure, if it answered nobody else meanwhile."""
         patience_s = self._limits.idle_timeout_s if sink.started else self._limits.first_byte_timeout_s
-        if not self._heard.within(worker, patience_s):
+        if self._clock() - worker.answered_s >= patience_s:
             self._workers.failed(worker, f"{worker.name} was silent for too long", refused=False)
 
     def _choose(self) -> Worker:

@@ -64,6 +64,7 @@ class Worker:
         self.passed = 0
         self.errors = 0  # failed requests in a row
         self.ejections = 0
+        self.answered_s = -math.inf  # somebody: slow for another request then, but not hung
         self.up_since_s = math.inf
         self.why = "not checked yet"
         self.puzzles: set[type[Exception]] = set()  # what went wrong with it that should not have
