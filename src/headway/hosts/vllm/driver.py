@@ -13,6 +13,7 @@ from logging import Logger
 from typing import Any
 
 from headway.core.batch import BatchPolicy
+from headway.hosts.vllm.recorder import Recorder
 from headway.hosts.vllm.reports import Shown, Tally
 from headway.hosts.vllm.settings import VllmSettings
 from headway.hosts.vllm.slo import DISPATCH
@@ -28,14 +29,20 @@ _UNMET_STEPS = 8
 
 
 class Driver:
-    """Between one vLLM scheduler and one batch policy. Times are `time.monotonic()`."""
+    """Between one vLLM scheduler and one batch policy. Times are `time.monotonic()`.
 
-    def __init__(self, scheduler: Any, settings: VllmSettings, rank: int, log: Logger) -> None:
+    `recorder`: where steps are written down, if anywhere.
+    """
+
+    def __init__(
+        self, scheduler: Any, settings: VllmSettings, rank: int, log: Logger, recorder: Recorder | None = None
+    ) -> None:
         self.policy: BatchPolicy = settings.make_policy(random.Random(f"{settings.seed}/batch/{rank}"))
         self.tally = Tally()
         self._scheduler = scheduler
         self._adopter = Adopter(settings.slo)
         self._steps = Steps()
+        self._recorder = recorder
         self._log = log
         self._logged = False
         self._planned = False  # prompts, in the step that is being scheduled
@@ -79,7 +86,8 @@ class Driver:
         self._view = None
         with self.guarded():
             scheduler = self._scheduler
-            step = self._steps.begin(output, scheduler.requests, scheduler.num_spec_tokens, self._schedule_s)
+            now, speculated = time.monotonic(), scheduler.num_spec_tokens
+            step = self._steps.begin(output, scheduler.requests, speculated, self._schedule_s, now)
             ran = step.prompt_tokens > 0
             self._unmet = self._unmet + 1 if self._planned and not ran else 0
             self._leave_alone = self._unmet >= _UNMET_STEPS or (self._planned and not step.new_tokens)
@@ -95,7 +103,9 @@ class Driver:
             found = self._steps.end(output, now)
             if found is None or not found[0].new_tokens:
                 return None
-            step, duration_s = found
+            step, duration_s, host_gap_s = found
+            if self._recorder is not None:
+                self._recorder.note(step, duration_s, host_gap_s, now)
             self.policy.observe(step.lasted(duration_s), now)
             self.tally.count(step.prompt_tokens, step.decodes, duration_s)
             return step.prompt_tokens, duration_s
@@ -121,6 +131,7 @@ class Driver:
         now = time.monotonic()
         scheduler = self._scheduler
         self.tally.slo_ignored = self._adopter.slo_ignored
+        self.tally.unrecorded = self._recorder.lost if self._recorder else 0
         view = self._look(now)
         if not scheduler.num_spec_tokens:  # what is speculated comes later, and belongs in the view
             self._view = view
@@ -135,6 +146,11 @@ class Driver:
             waiting=waiting,
             pab_tokens=self.policy.admission_budget(view, now),
         )
+
+    def close(self) -> None:
+        """Finish what is recorded."""
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _look(self, now: float) -> View:
         return View(self._scheduler, self._adopter, self._steps.ended_s or now)

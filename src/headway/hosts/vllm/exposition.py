@@ -29,6 +29,7 @@ _COUNTS = {
     "failures": "Failures of ours; the step was the engine's own",
     "slo_ignored": "Requests whose targets were nonsense and were ignored",
     "dropped": "Reports that found no room",
+    "unrecorded": "Steps to be recorded that could not be written",
 }
 _STATES = {
     "queued_tokens": "Prompt tokens to compute, waiting or begun",

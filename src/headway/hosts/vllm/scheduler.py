@@ -15,6 +15,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from headway.core.errors import ConfigError
 from headway.hosts.vllm.driver import Driver
 from headway.hosts.vllm.hub import Hub
+from headway.hosts.vllm.recorder import Recorder, path_of_rank
 from headway.hosts.vllm.reports import Reporter, Up, address
 from headway.hosts.vllm.settings import VllmSettings, read
 
@@ -91,7 +92,7 @@ class Plug:
         config = scheduler.vllm_config
         settings = read(config.additional_config)
         self.rank: int = config.parallel_config.data_parallel_index
-        self.driver = Driver(scheduler, settings, self.rank, _log)
+        self.driver = Driver(scheduler, settings, self.rank, _log, self._make_recorder(settings))
         self._scheduler = scheduler
         self._up = _up(scheduler, self.rank)
         self._hub = self._make_hub(settings, config.instance_id)
@@ -112,6 +113,14 @@ class Plug:
             _log.info("Headway: pass events at %s, snapshots at %s", hub.endpoint, hub.snapshot_endpoint)
         hub.start()
         return hub
+
+    def _make_recorder(self, settings: VllmSettings) -> Recorder | None:
+        if settings.steps is None:
+            return None
+        path = path_of_rank(settings.steps, self.rank)
+        recorder = Recorder(path, _log)
+        _log.info("Headway: steps are recorded in %s", path)
+        return recorder
 
     def received(self, request: Any) -> None:
         """Note a request, and the number of the dispatch that brought it."""
@@ -155,6 +164,7 @@ class Plug:
     def close(self) -> None:
         """Close what is open."""
         with self.driver.guarded():
+            self.driver.close()
             self._reporter.close()
             if self._hub is not None:
                 self._hub.close()

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from headway.core.batch import BatchPolicy, batch_policies
@@ -44,6 +45,7 @@ class VllmSettings(Settings):
     name: str = setting("vllm", "the instance's name in pass events")
     events: str | None = setting(None, "ZeroMQ address to publish pass events at, as tcp://127.0.0.1:5557")
     snapshots: str | None = setting(None, "ZeroMQ address to answer snapshot requests at")
+    steps: str | None = setting(None, "CSV file to record every step in, for headway calibrate")
     seed: int = setting(0, "of the policy's random numbers")
 
     def __post_init__(self) -> None:
@@ -52,6 +54,8 @@ class VllmSettings(Settings):
             raise ConfigError("snapshots needs events")
         if not self.name:
             raise ConfigError("name must not be empty")
+        if self.steps is not None and not Path(self.steps).name:
+            raise ConfigError(f"steps must name a file, got {self.steps!r}")
         batch_policies.find(self._spec)
 
     @property

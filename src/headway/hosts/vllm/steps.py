@@ -18,14 +18,18 @@ __all__ = ["Step", "Steps"]
 
 @dataclass(slots=True)
 class Step:
-    """A step on its way. `prompt_tokens`: computed of prompts; the rest as in `StepReport`."""
+    """A step on its way. `scheduled_s`, `formed_s`: when `schedule()` began and ended. `prompt_tokens`:
+    computed of prompts; `prompt_context_tokens`: their part of the context; the rest as in `StepReport`.
+    """
 
     output: Any
     scheduled_s: float
-    prompt_tokens: int
-    decodes: int
-    context_tokens: int
-    attention: float
+    formed_s: float
+    prompt_tokens: int = 0
+    decodes: int = 0
+    context_tokens: int = 0
+    prompt_context_tokens: int = 0
+    attention: float = 0.0
 
     @property
     def new_tokens(self) -> int:
@@ -50,11 +54,13 @@ class Steps:
         """The step scheduled last, if it is still under way."""
         return self._under_way[-1] if self._under_way else None
 
-    def begin(self, output: Any, requests: dict[str, Any], speculated: int, now: float) -> Step:
-        """Note a step that vLLM has just scheduled; `now`: when it began to. `speculated`: tokens a
+    def begin(
+        self, output: Any, requests: dict[str, Any], speculated: int, scheduled_s: float, now: float
+    ) -> Step:
+        """Note a step that vLLM has just scheduled; `scheduled_s`: when it began to. `speculated`: tokens a
         decode.
         """
-        step = Step(output, now, 0, 0, 0, 0.0)
+        step = Step(output, scheduled_s, now)
         most = 1 + speculated
         for request_id, tokens in output.num_scheduled_tokens.items():
             inner = requests[request_id]
@@ -64,18 +70,21 @@ class Steps:
                 step.decodes += 1
             else:
                 step.prompt_tokens += tokens
+                step.prompt_context_tokens += context
                 step.attention += tokens * (context + tokens / 2)
         self._under_way.append(step)
         return step
 
-    def end(self, output: Any, now: float) -> tuple[Step, float] | None:
-        """Return the step that ended and its duration, in s; None if it is unknown."""
+    def end(self, output: Any, now: float) -> tuple[Step, float, float] | None:
+        """Return the step that ended, its duration, and how much of that was the host's before the step was
+        formed, in s; None if it is unknown.
+        """
         while self._under_way:
             step = self._under_way.popleft()
             if step.output is output:
                 begun_s = self.ended_s if self._worked_on else max(self.ended_s, step.scheduled_s)
                 self.ended_s = now
-                return step, now - begun_s
+                return step, now - begun_s, max(0.0, step.formed_s - begun_s)
         self.ended_s = now
         return None
 
