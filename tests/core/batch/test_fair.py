@@ -155,12 +155,42 @@ class TestAdmissionBudget:
         assert make().admission_budget(FakeView(waiting=[prompt(60_000)]), now=0.0) == 0
 
 
-def test_rule_7_decodes_that_use_up_every_budget_do_not_starve_the_prompts():
-    """One TPOT is 4 ms and a step at least 5 ms: there is never time left for a prompt."""
+def test_rule_7_a_margin_takes_at_most_half_of_what_the_decodes_leave():
+    """64 decodes take 30 ms of 50. A margin for twice the time would leave nothing."""
+
+    def cost(new, context, attention):
+        return 0.005 + 20e-6 * new + 0.37e-6 * context
+
+    policy = make(cost=cost)
+    for step in range(64):
+        policy.observe(
+            StepReport(1064, 64, 64_000, 0.0, cost(1064, 64_000, 0.0) * (1 + (step % 4 == 0))), 0.0
+        )
+    long, late = prompt(8000, at=4.9), [decode(at=0.0, generated=1) for _ in range(64)]
+    costs = policy.step_time.coefficients("mixed")
+    left_s = 0.05 - costs.predict(64, 64_000)
+    assert 0.05 / policy.step_time.margin("mixed") < costs.predict(64, 64_000)
+    plan = policy.plan(FakeView(waiting=[long], decodes=late), now=5.0)
+    assert chunks(plan) == [(long, costs.chunk_for(0.5 * left_s, 0, 8000))]
+
+
+def served(policy, decodes, steps=18):
+    """The steps in which a prompt gets something, and how much in the last of them."""
     long = prompt(8000, at=0.0)
-    busy = [decode(at=0.0, generated=1, tpot_s=0.004)]
-    policy = make()
-    plans = [policy.plan(FakeView(waiting=[long], decodes=busy), now=5.0 + step / 100) for step in range(18)]
-    served = [step for step, plan in enumerate(plans) if plan.prefills]
-    assert served == [8, 17]
-    assert chunks(plans[8]) == [(long, 512)]
+    views = [FakeView(waiting=[long], decodes=decodes) for _ in range(steps)]
+    plans = [policy.plan(view, now=5.0 + step / 100) for step, view in enumerate(views)]
+    return [step for step, plan in enumerate(plans) if plan.prefills], chunks(plans[-1])
+
+
+def test_rule_8_decodes_that_use_up_every_budget_do_not_starve_the_prompts():
+    """64 decodes take 6.3 ms, the target is 6: there is never time left for a prompt."""
+    steps, last = served(make(), [decode(at=0.0, generated=1, tpot_s=0.006) for _ in range(64)])
+    assert steps == [8, 17]
+    assert [tokens for _, tokens in last] == [512]
+
+
+def test_rule_8_a_target_that_no_step_can_meet_binds_nothing():
+    """One TPOT is 4 ms and a step at least 5 ms, with one decode as with many."""
+    steps, last = served(make(), [decode(at=0.0, generated=1, tpot_s=0.004)])
+    assert steps == list(range(18))
+    assert [tokens for _, tokens in last] == [512]

@@ -16,8 +16,11 @@ Rule 5. [R] The token cap keeps a token for each decode with slack while decodes
 Rule 6. [+] Step times are learned from nothing (`StepTime`). Until the regime at hand was seen often
    enough, steps are stall-free with `learning_tokens` of prompt; afterwards no step beside decodes has more
    than twice the new tokens of the largest one measured, for what lies beyond was never seen.
-Rule 7. [+] Where decodes alone use up every budget, as when a step lasts about a TPOT target, each ninth step
-   has `learning_tokens` of prompt all the same: prompts must not starve.
+Rule 7. [+] The margin takes at most half of the time that the urgent decodes leave: on an engine whose steps
+   vary much it would take all of it, and prompts would starve for what is unlikely.
+Rule 8. [+] Where decodes alone use up every budget, as when a step lasts about a TPOT target, each ninth step
+   has `learning_tokens` of prompt all the same: prompts must not starve. Where no step can be as short as the
+   budget, however few decodes it runs, the target binds nothing: every step has them.
 """
 
 from collections.abc import Collection, Iterator
@@ -45,8 +48,10 @@ __all__ = ["Fair", "FairSettings"]
 #: Waiting prompts that are put in order of deadline; beyond, first come first. Bounds the cost of a step
 #: however long the queue is: many times what one step can take.
 _LOOKAHEAD = 256
-#: Steps without time for a prompt after which one is served all the same (rule 7).
+#: Steps without time for a prompt after which one is served all the same (rule 8).
 _DRY_STEPS = 8
+#: Of the time left, what a margin may take (rule 7).
+_MOST_MARGIN = 0.5
 _EVERY_DECODE = Plan()
 
 
@@ -91,7 +96,7 @@ class Fair(BatchPolicy):
         self._ttft_s = Slo().ttft_s
 
     def plan(self, view: BatchView, now: float) -> Plan:
-        """Form the next step (rules 2 to 6)."""
+        """Form the next step (rules 2 to 8)."""
         decodes = view.decodes
         prompts = bool(view.prefilling or view.waiting)
         if not decodes:
@@ -185,12 +190,13 @@ class Fair(BatchPolicy):
         relaxed, relaxed_context = _relaxed(view.decodes, slacks, budget_s + tpot_s)
         urgent = len(slacks) - len(relaxed)
         fixed_s = costs.predict(urgent, view.decode_context_tokens - relaxed_context)
-        time = _TimeLeft(costs, budget_s / self.step_time.margin("mixed") - fixed_s)
+        net_s = max(budget_s / self.step_time.margin("mixed") - fixed_s, _MOST_MARGIN * (budget_s - fixed_s))
+        time = _TimeLeft(costs, net_s)
         prefills: list[tuple[EngineRequest, int]] = []
         order = self._order(view, now, fixed_s, max(time.left_s, 0.0))
         if time.left_s > 0.0:
             prefills = fill(view, self._prompt_tokens(view, urgent), order, allow=time.allow)
-        elif self._dry_steps >= _DRY_STEPS:
+        elif self._dry_steps >= _DRY_STEPS or costs.a_s >= budget_s:
             prefills = fill(
                 view, min(self._prompt_tokens(view, urgent), self.settings.learning_tokens), order
             )
