@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -34,12 +35,18 @@ def loop_factory() -> Any:
 
 
 async def replay(
-    url: str, ask: Callable[[int, Item], Ask], items: Sequence[Item], *, slo: Slo, speed: float = 1.0
+    url: str,
+    ask: Callable[[int, Item], Ask],
+    items: Sequence[Item],
+    *,
+    slo: Slo,
+    speed: float = 1.0,
+    on_piece: Callable[[int, float, bytes], None] = lambda number, at_s, piece: None,
 ) -> list[Outcome]:
     """Send every item when it is due, as a streamed completion; return what became of each.
 
-    Times in the outcomes are wall time × `speed`, from the first item's zero. Raises SystemExit for an
-    answer that is wrong.
+    Times in the outcomes are wall time × `speed`, from the first item's zero. `on_piece` is told of each
+    piece of an answer: the item's number, the time, the bytes. Raises SystemExit for an answer that is wrong.
     """
     loop = asyncio.get_running_loop()
     start_s = loop.time() + LEAD_S
@@ -53,7 +60,9 @@ async def replay(
             data = json.dumps(asked.body).encode()
             await asyncio.sleep(max(0.0, start_s + item.arrival_s / speed - loop.time()))
             try:
-                body = await _stream(session, data, outcome, lambda: (loop.time() - start_s) * speed)
+                body = await _stream(
+                    session, data, outcome, lambda: (loop.time() - start_s) * speed, partial(on_piece, number)
+                )
             except (aiohttp.ClientError, TimeoutError) as error:
                 outcome.rejected = type(error).__name__
             else:
@@ -65,7 +74,11 @@ async def replay(
 
 
 async def _stream(
-    session: aiohttp.ClientSession, data: bytes, outcome: Outcome, now: Callable[[], float]
+    session: aiohttp.ClientSession,
+    data: bytes,
+    outcome: Outcome,
+    now: Callable[[], float],
+    on_piece: Callable[[float, bytes], None],
 ) -> bytes | None:
     """Read an answer to its end and note its times; None when there is none."""
     headers = {"Content-Type": "application/json"}
@@ -75,8 +88,10 @@ async def _stream(
             return None
         body = bytearray()
         async for chunk in answer.content.iter_any():
+            at_s = now()
             if outcome.first_token_s is None:
-                outcome.first_token_s = now()
+                outcome.first_token_s = at_s
+            on_piece(at_s, chunk)
             body += chunk
         outcome.finished_s = now()
     return bytes(body)
