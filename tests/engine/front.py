@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import tomllib
 from collections.abc import Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -28,6 +30,7 @@ SCHEDULERS = [
 #: CPU engines are slow, and share their cores with whatever else there is.
 TEST_S = 180.0
 BLOCK_TOKENS = 128
+EXAMPLES = Path(__file__).parents[2] / "examples" / "vllm"
 
 
 @dataclass
@@ -62,6 +65,17 @@ def place(scheduler: str, engine: Engine, name: str, *, lockstep: bool = False) 
         arguments=[*engine.arguments, "--middleware", "headway.hosts.vllm.Middleware"],
     )
     return Place(engine, table | {"events": events, "snapshots": snapshots})
+
+
+def example(name: str, places: Sequence[Place], servers: Sequence[Server]) -> dict[str, Any]:
+    """Return `instances` and `policy` of a file in `examples/vllm`, with these servers' addresses in it."""
+    data = tomllib.loads((EXAMPLES / name).read_text())
+    instances = []
+    for table, each, server in zip(data["instances"], places, servers, strict=True):
+        own = {key: value for key, value in table.items() if key not in ("events", "snapshots")}
+        told = {key: each.table[key] for key in ("events", "snapshots", "block_tokens") if key in each.table}
+        instances.append(own | told | {"url": server.url})
+    return {"instances": instances, "policy": data["policy"]["cluster"]}
 
 
 class Client:

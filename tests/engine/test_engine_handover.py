@@ -10,7 +10,7 @@ import asyncio
 import json
 
 import pytest
-from front import SCHEDULERS, Place, door, metric, numbers, place, run, talking_to
+from front import SCHEDULERS, Place, door, example, metric, numbers, place, run, talking_to
 from models import smollm2
 from servers import Engine, serving
 
@@ -24,8 +24,10 @@ QUESTIONS = [
 
 
 class Handover:
-    def __init__(self, instances, prefill, decode):
-        self.instances, self.prefill, self.decode = instances, prefill, decode
+    def __init__(self, places, servers):
+        self.places, self.servers = places, servers
+        self.prefill, self.decode = servers
+        self.instances = [each.at(server) for each, server in zip(places, servers, strict=True)]
 
 
 @pytest.fixture(scope="module", params=SCHEDULERS)
@@ -41,7 +43,7 @@ def handover(request, tmp_path_factory):
         for each in places
     ]
     with serving(*(each.engine for each in places)) as servers:
-        yield Handover([each.at(server) for each, server in zip(places, servers, strict=True)], *servers)
+        yield Handover(places, servers)
 
 
 async def fetched(server):
@@ -62,6 +64,18 @@ def test_the_decode_engine_goes_on_where_the_prefill_engine_ended(handover, stre
             direct = [(await engine.chat(text, 16)).ids for text in QUESTIONS]
         assert [answer.ids for answer in answers] == direct
         assert answers[0].text == "The capital of France is Paris."
+
+    run(test())
+
+
+def test_the_example_serves(handover):
+    async def test():
+        opened = example("prefill-decode.toml", handover.places, handover.servers)
+        async with door(model=MODEL, **opened) as front:
+            answers = await asyncio.gather(*(front.client.chat(text, 8) for text in QUESTIONS))
+            assert [len(answer.ids) for answer in answers] == [8, 8, 8] and answers[0].text[
+                :11
+            ] == "The capital"
 
     run(test())
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from front import SCHEDULERS, STOCK, door, metric, numbers, place, run, talking_to, until
+from front import SCHEDULERS, STOCK, door, example, metric, numbers, place, run, talking_to, until
 from models import smollm2
 from servers import Engine, free_ports, serving
 
@@ -77,6 +77,15 @@ def test_answers_are_token_for_token_those_of_the_engine(pair, shape, stream, st
             answers = await asyncio.gather(*(front.client.chat(text, stream=stream) for text in QUESTIONS))
             assert [answer.ids for answer in answers] == [stock_answers[text] for text in QUESTIONS]
             assert [len(answer.ids) for answer in answers] == [a.usage["completion_tokens"] for a in answers]
+
+    run(test())
+
+
+def test_the_example_serves(pair):
+    async def test():
+        async with door(model=MODEL, **example("pair.toml", pair.places, pair.servers)) as front:
+            answers = await asyncio.gather(*(front.client.complete(numbers(n, 20), 4) for n in range(6)))
+            assert [len(answer.ids) for answer in answers] == [4] * 6
 
     run(test())
 

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from front import SCHEDULERS, STOCK, door, metric, numbers, place, run, talking_to, until
+from front import SCHEDULERS, STOCK, door, example, metric, numbers, place, run, talking_to, until
 from models import tiny_llama, tiny_moe
 from servers import Engine, serving
 
@@ -15,7 +15,7 @@ MODELS = {"independent": tiny_llama, "lockstep": tiny_moe}
 
 class Served:
     def __init__(self, scheduler, kind, place, server):
-        self.scheduler, self.kind, self.server = scheduler, kind, server
+        self.scheduler, self.kind, self.place, self.server = scheduler, kind, place, server
         self.instance = place.at(server)
         self.model = server.engine.model.name
 
@@ -53,6 +53,18 @@ def test_answers_are_token_for_token_those_of_the_engine(served):
         async with door([served.instance], served.model) as front:
             answers = await asyncio.gather(*(front.client.complete(prompt, 8) for prompt in prompts))
             assert [answer.ids for answer in answers] == direct
+
+    run(test())
+
+
+def test_the_example_serves(served):
+    async def test():
+        opened = example("ranks.toml", [served.place], [served.server])
+        opened["instances"][0]["lockstep"] = served.kind == "lockstep"
+        async with door(model=served.model, **opened) as front:
+            answers = await asyncio.gather(*(front.client.complete(numbers(n, 50), 4) for n in range(8)))
+            assert [len(answer.ids) for answer in answers] == [4] * 8
+            assert not served.instance.get("events") or front.seen(PassEnded, "vllm")
 
     run(test())
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from headway.hosts.gateway import GatewayConfig
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -16,3 +18,8 @@ def test_prints_what_is_expected(name: str) -> None:
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout == (EXAMPLES / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("**/*.toml")), ids=lambda path: path.stem)
+def test_a_gateway_file_is_sound(path: Path) -> None:
+    assert GatewayConfig.from_toml(path).instances
