@@ -42,9 +42,11 @@ class Clock(SimpleNamespace):
     s = 1000.0
 
     def monotonic(self) -> float:
+        """Return s, from nowhere in particular."""
         return self.s
 
     def time(self) -> float:
+        """Return s of a wall clock."""
         return self.s + 1e9
 
 
@@ -80,7 +82,10 @@ class Contender:
         self.times_s.append(self._spent_s)
 
     def close(self) -> None:
-        """End the scheduler."""
+        """End the scheduler. Raises SystemExit if a policy failed: then nothing of it was measured."""
+        plug = getattr(self._bench.scheduler, "headway", None)
+        if plug is not None and plug.driver.tally.failures:
+            raise SystemExit(f"{self.name}: {plug.driver.tally.failures} failures")
         self._bench.close()
 
     def _step(self) -> None:
@@ -126,9 +131,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of each contender and case")
     given = parser.parse_args()
     names = ["stock", *given.policies.split(",")]
-    print(
-        f"{'running':>7} {'waiting':>7}  {'scheduler':24} {'median':>8} {'quartiles':>15} {'more':>9} ratio"
-    )
+    print("running waiting  scheduler          median       quartiles       more than stock")
     for running in RUNNING:
         for waiting in WAITING:
             found = measure(names, running, waiting, given.steps)
@@ -136,8 +139,9 @@ def main() -> None:
             for name, times_s in found.items():
                 low, middle, high = quantiles(times_s, n=4)
                 print(
-                    f"{running:7} {waiting:7}  {name:24} {1e3 * middle:5.3f} ms {1e3 * low:6.3f} – {1e3 * high:.3f} "
-                    f"{1e3 * (middle - stock):+6.3f} ms {middle / stock:5.2f}",
+                    f"{running:7} {waiting:7}  {name:14} {1e3 * middle:7.3f} ms  "
+                    f"{1e3 * low:.3f} – {1e3 * high:.3f} ms "
+                    f"{1e3 * (middle - stock):+8.3f} ms {middle / stock:5.2f} ×",
                     flush=True,
                 )
 
