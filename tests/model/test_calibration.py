@@ -12,9 +12,12 @@ from headway.model.calibration import (
     errors_by_regime,
     fit_hinge,
     fit_linear,
+    host_gap_s,
+    jitter,
     predict_s,
     read_steps,
     to_toml,
+    without_gap,
 )
 from headway.model.costs import DenseCosts
 
@@ -75,6 +78,45 @@ def test_no_coefficient_is_negative():
 
 def test_the_fit_is_printed_as_a_cluster_file_has_it():
     assert to_toml(TRUTH).splitlines()[:3] == ["[pools.costs]", 'form = "dense"', "fixed_s = 0.006"]
+
+
+def test_what_is_beside_the_costs_comes_before_them():
+    lines = to_toml(TRUTH, host_gap_s=0.0003, jitter=0.02).splitlines()
+    assert lines[:4] == ["host_gap_s = 0.0003", "jitter = 0.02", "", "[pools.costs]"]
+
+
+def test_the_hosts_gap_is_taken_off_as_a_constant(tmp_path: Path):
+    rows = "".join(
+        f"{n},0,0,{0.010 + 0.001 * n + gap},{gap}\n" for n, gap in zip(range(1, 10), GAPS, strict=True)
+    )
+    steps = read_steps(csv(tmp_path, "new_tokens,context_tokens,attention,duration_s,host_gap_s\n" + rows))
+    assert host_gap_s(steps) == 0.0005
+    fit = fit_linear(without_gap(steps, 0.0005))
+    # What of it grows with the batch, 0.1 ms a token, is in the step.
+    assert fit.fixed_s == pytest.approx(0.010 - 0.0005)
+    assert fit.beyond_knee_token_s == pytest.approx(0.001 + 0.0001)
+
+
+GAPS = [n * 1e-4 for n in range(1, 10)]
+
+
+def test_a_file_without_gaps_has_none(tmp_path: Path):
+    steps = read_steps(csv(tmp_path, "new_tokens,context_tokens,attention,duration_s\n" + ROWS))
+    assert host_gap_s(steps) == 0.0
+    assert without_gap(steps, 0.0) == steps
+
+
+def test_jitter_is_what_the_fit_leaves_over():
+    assert jitter(TRUTH, measured(TRUTH)) == pytest.approx(0.0, abs=1e-9)
+    assert jitter(TRUTH, measured(TRUTH, noise=0.03)) == pytest.approx(0.03, rel=0.3)
+
+
+def test_a_fit_that_is_off_in_one_direction_is_biased():
+    slow = [
+        Step(s.new_tokens, s.context_tokens, s.attention, 1.1 * s.duration_s, s.regime)
+        for s in measured(TRUTH)
+    ]
+    assert errors_by_regime(TRUTH, slow)[-1].bias == pytest.approx(1 / 1.1 - 1)
 
 
 def test_columns_may_be_ours_or_the_calibration_tables(tmp_path: Path):

@@ -28,9 +28,9 @@ def test_a_row_says_what_a_fit_needs(tmp_path: Path):
     recorder.note(step(100, 3, 640, 40, 9000.0), 0.0625, 0.0, 51.0)
     recorder.close()
     assert (tmp_path / "steps.csv").read_text() == HEADER + (
-        "0.000000,decode,3,3,600,0,0.0,0.012500,0.001000\n"
-        "0.250000,prefill,100,0,0,40,9000.0,0.050000,0.002000\n"
-        "1.000000,mixed,103,3,600,40,9000.0,0.062500,0.000000\n"
+        "50.000000,decode,3,3,600,0,0.0,0.012500,0.001000\n"
+        "50.250000,prefill,100,0,0,40,9000.0,0.050000,0.002000\n"
+        "51.000000,mixed,103,3,600,40,9000.0,0.062500,0.000000\n"
     )
     assert recorder.lost == 0
 
@@ -71,7 +71,7 @@ def test_a_full_disk_leaves_whole_rows_and_is_said_once(tmp_path: Path, monkeypa
         recorder._write()
     recorder.close()
     lines = (tmp_path / "steps.csv").read_text().splitlines()
-    assert len(lines) == 2 and lines[1].startswith("0.000000,decode,1,")
+    assert len(lines) == 2 and lines[1].startswith("1.000000,decode,1,")
     assert recorder.lost == 2
     assert [record.getMessage() for record in caplog.records] == [
         f"Headway records no more steps in {tmp_path / 'steps.csv'}: No space left on device"

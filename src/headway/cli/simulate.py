@@ -329,17 +329,29 @@ def calibrate(
     One engine of a table with several:
     [cyan]headway calibrate dense_steps.csv --where model=Llama-3.1-8B,system=h100,backend=vllm[/]
     """
-    from headway.model.calibration import errors_by_regime, fit_hinge, fit_linear, read_steps, to_toml
+    from headway.model.calibration import (
+        errors_by_regime,
+        fit_hinge,
+        fit_linear,
+        host_gap_s,
+        jitter,
+        read_steps,
+        to_toml,
+        without_gap,
+    )
 
     steps = read_steps(file, _where(where))
+    gap_s = host_gap_s(steps)
+    steps = without_gap(steps, gap_s)
     forms = {
         "linear: a + b·N + c·K + q·Q": fit_linear(steps),
         "with a knee: b0 up to n0, b1 beyond": fit_hinge(steps),
     }
     for title, costs in forms.items():
         stdout().print(_error_table(title, errors_by_regime(costs, steps)))
+    best = forms["with a knee: b0 up to n0, b1 beyond"]
     stdout().print("[bold]For a cluster file[/] [dim](the form with a knee)[/]\n")
-    print(to_toml(forms["with a knee: b0 up to n0, b1 beyond"]), end="")
+    print(to_toml(best, host_gap_s=gap_s, jitter=jitter(best, steps)), end="")
 
 
 @friendly
@@ -556,7 +568,7 @@ def _show_preset(cluster: Any) -> None:
         f"targets: TTFT {cluster.slo.ttft_s:g} s, TPOT {1e3 * cluster.slo.tpot_s:g} ms · "
         f"KV {cluster.kv_bytes_per_token:,.0f} bytes per token\n"
         f"network: dispatch {1e3 * network.dispatch_latency_s:g} ms, "
-        f"report {1e3 * network.report_latency_s:g} ms, "
+        f"report {1e3 * network.report_latency_s:g} ms, answer {1e3 * network.answer_latency_s:g} ms, "
         f"KV {network.kv_bandwidth_bytes_s / 1e9:g} GB/s after {1e3 * network.kv_latency_s:g} ms"
     )
     pools = cluster.pools
@@ -585,8 +597,8 @@ def _coefficients(costs: Any) -> str:
 
 
 def _error_table(title: str, errors: Any) -> Table:
-    table = plain_table(title, "regime", "steps", "mean error", "95% of steps within", "worst")
+    table = plain_table(title, "regime", "steps", "bias", "mean error", "95% of steps within", "worst")
     for error in errors:
         shares = (f"{100 * share:.1f}%" for share in (error.mean, error.p95, error.worst))
-        table.add_row(error.regime, str(error.steps), *shares)
+        table.add_row(error.regime, str(error.steps), f"{100 * error.bias:+.1f}%", *shares)
     return table

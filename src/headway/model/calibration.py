@@ -19,7 +19,7 @@ import io
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,9 +35,12 @@ __all__ = [
     "errors_by_regime",
     "fit_hinge",
     "fit_linear",
+    "host_gap_s",
+    "jitter",
     "predict_s",
     "read_steps",
     "to_toml",
+    "without_gap",
 ]
 
 Regime = Literal["prefill", "decode", "mixed"]
@@ -50,6 +53,7 @@ _COLUMNS: dict[str, dict[str, float]] = {
     "attention": {"attention": 1.0, "Q": 1.0},
     "duration_s": {"duration_s": 1.0, "duration_ms": 1e-3, "ms": 1e-3},
 }
+_LEAST_S = 1e-6
 _LEAST_STEPS = 8  # a few more than there are coefficients
 
 Array = NDArray[np.float64]
@@ -57,21 +61,25 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One measured step. `attention` in tokens²; the other quantities as named."""
+    """One measured step. `attention` in tokens²; `host_gap_s`: what of the duration passed before the step
+    was formed, None where that was not measured; the other quantities as named.
+    """
 
     new_tokens: float
     context_tokens: float
     attention: float
     duration_s: float
     regime: Regime
+    host_gap_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RegimeError:
-    """Relative error of fitted costs, as shares of the measured durations."""
+    """Relative error of fitted costs, as shares of the measured durations. `bias`: of the sum of all."""
 
     regime: str
     steps: int
+    bias: float
     mean: float
     p95: float
     worst: float
@@ -80,10 +88,10 @@ class RegimeError:
 def read_steps(path: Path, where: Mapping[str, str] | None = None) -> list[Step]:
     """Read measured steps from a CSV (plain or .gz) with a header.
 
-    Columns: `new_tokens`, `context_tokens`, `attention` (optional: 0) and `duration_s`, or `N`, `K`, `Q` and
-    `ms`. A `phase` column of prefill, decode or mixed names the regime; without it, a step without attention
-    is a decode. `where` keeps the rows whose columns contain the given texts. Raises ConfigError naming file,
-    row and column.
+    Columns: `new_tokens`, `context_tokens` (of decodes), `attention` (optional: 0) and `duration_s`, or `N`,
+    `K`, `Q` and `ms`; `host_gap_s` may be there. A `phase` column of prefill, decode or mixed names the
+    regime; without it, a step without attention is a decode. `where` keeps the rows whose columns contain the
+    given texts. Raises ConfigError naming file, row and column.
     """
     try:
         with _open(path) as file:
@@ -100,6 +108,23 @@ def _read(path: Path, rows: "csv.DictReader[str]", where: Mapping[str, str]) -> 
     _check_header(path, [name.strip() for name in rows.fieldnames or []], where)
     kept = ((number, row) for number, row in enumerate(rows, start=2) if _matches(row, where))
     return [_step(f"{path}: row {number}", row) for number, row in kept]
+
+
+def host_gap_s(steps: Sequence[Step]) -> float:
+    """Return the median gap between steps; 0 where none was measured."""
+    gaps = [step.host_gap_s for step in steps if step.host_gap_s is not None]
+    return float(np.median(gaps)) if gaps else 0.0
+
+
+def without_gap(steps: Sequence[Step], gap_s: float) -> list[Step]:
+    """Return the steps less a constant gap. What of the gap grows with the batch stays in their durations."""
+    return [replace(step, duration_s=max(step.duration_s - gap_s, _LEAST_S)) for step in steps]
+
+
+def jitter(costs: DenseCosts, steps: Sequence[Step]) -> float:
+    """Return the standard deviation of measured durations around the predicted ones, as a share of these."""
+    shares = _durations(steps) / predict_s(costs, steps) - 1.0
+    return float(np.sqrt(np.mean(shares**2)))
 
 
 def fit_linear(steps: Sequence[Step]) -> DenseCosts:
@@ -135,13 +160,14 @@ def predict_s(costs: DenseCosts, steps: Sequence[Step]) -> Array:
     return predicted
 
 
-def to_toml(costs: DenseCosts) -> str:
-    """Return the lines of a cluster file's `[pools.costs]` table."""
+def to_toml(costs: DenseCosts, **of_pool: float) -> str:
+    """Return the lines of a cluster file's `[pools.costs]` table, after those `of_pool`."""
+    above = [f"{name} = {value:.6g}" for name, value in of_pool.items()]
     lines = [
         f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value:.6g}"
         for name, value in _items(costs)
     ]
-    return "\n".join(["[pools.costs]", *lines, ""])
+    return "\n".join([*above, *([""] if above else []), "[pools.costs]", *lines, ""])
 
 
 def _items(costs: DenseCosts) -> list[tuple[str, Any]]:
@@ -177,20 +203,24 @@ def _step(place: str, row: Mapping[str, Any]) -> Step:
     values = {quantity: _number(place, row, quantity) for quantity in _COLUMNS}
     if values["duration_s"] <= 0.0:
         raise ConfigError(f"{place}: the duration must be above 0")
-    return Step(**values, regime=_regime(place, row, values["attention"]))
+    regime = _regime(place, row, values["attention"])
+    gap_s = _finite(place, row, "host_gap_s") if "host_gap_s" in row else None
+    return Step(**values, regime=regime, host_gap_s=gap_s)
 
 
 def _number(place: str, row: Mapping[str, Any], quantity: str) -> float:
     name, scale = next(((n, s) for n, s in _COLUMNS[quantity].items() if n in row), ("", 0.0))
-    if not name:
-        return 0.0
+    return scale * _finite(place, row, name) if name else 0.0
+
+
+def _finite(place: str, row: Mapping[str, Any], name: str) -> float:
     try:
         value = float(row[name])
     except (TypeError, ValueError):
         raise ConfigError(f"{place}: {name} must be a number, got {row[name] or ''!r}") from None
     if not 0.0 <= value < math.inf:
         raise ConfigError(f"{place}: {name} must be a finite number of at least 0, got {row[name]!r}")
-    return value * scale
+    return value
 
 
 def _regime(place: str, row: Mapping[str, Any], attention: float) -> Regime:
@@ -238,7 +268,9 @@ def _knees(steps: Sequence[Step]) -> Iterator[int]:
 
 
 def _error(costs: DenseCosts, regime: str, steps: Sequence[Step]) -> RegimeError:
-    shares = np.abs(predict_s(costs, steps) / _durations(steps) - 1.0)
+    predicted, measured = predict_s(costs, steps), _durations(steps)
+    bias = float(predicted.sum() / measured.sum() - 1.0)
+    shares = np.abs(predicted / measured - 1.0)
     return RegimeError(
-        regime, len(steps), float(shares.mean()), float(np.percentile(shares, 95)), float(shares.max())
+        regime, len(steps), bias, float(shares.mean()), float(np.percentile(shares, 95)), float(shares.max())
     )

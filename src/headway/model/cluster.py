@@ -47,10 +47,13 @@ class _Spec(BaseModel):
 
 
 class NetworkSpec(_Spec):
-    """What lies between scheduler, prefill and decode. `kv_bandwidth_bytes_s`: of one KV transfer."""
+    """What lies between client, scheduler, prefill and decode. `answer_latency_s`: from an engine's token to
+    the client; no policy sees it. `kv_bandwidth_bytes_s`: of one KV transfer.
+    """
 
     dispatch_latency_s: float = Field(default=0.001, ge=0)
     report_latency_s: float = Field(default=0.001, ge=0)
+    answer_latency_s: float = Field(default=0.0, ge=0)
     kv_bandwidth_bytes_s: float = Field(default=50e9, gt=0)
     kv_latency_s: float = Field(default=0.002, ge=0)
 

@@ -90,6 +90,18 @@ def test_the_life_of_a_request_over_two_pools():
 
 
 @pytest.mark.parametrize("spec", [ONE, TWO_POOLS])
+def test_the_way_of_the_answer_is_the_clients_alone(spec):
+    slow = spec.model_copy(update={"network": NETWORK.model_copy(update={"answer_latency_s": 0.5})})
+    near, far = Recorder(), Recorder()
+    (here,) = serve(spec, [Item(1.0, 600, 3)], observers=[near]).outcomes
+    (there,) = serve(slow, [Item(1.0, 600, 3)], observers=[far]).outcomes
+    assert near.script == far.script
+    assert there.first_token_s == pytest.approx(here.first_token_s + 0.5)
+    assert there.finished_s == pytest.approx(here.finished_s + 0.5)
+    assert there.lateness_s == pytest.approx(here.lateness_s + 0.5)
+
+
+@pytest.mark.parametrize("spec", [ONE, TWO_POOLS])
 def test_a_request_whose_first_token_is_its_last_is_only_finished(spec):
     recorder = Recorder()
     (outcome,) = serve(spec, [Item(0.0, 10, 1)], observers=[recorder]).outcomes

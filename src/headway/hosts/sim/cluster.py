@@ -2,7 +2,7 @@
 
 A request's way: arrival → policy → dispatch (on the wire, with its KV when it is prefilled) → engine →
 first token → report → (to a decode instance by the same way) → last token → report. What a client sees is
-timed at the engine; what the policy sees comes a report latency later. Whether a request can still be taken
+timed at the engine, plus an answer latency; what the policy sees comes a report latency later. Whether a request can still be taken
 back is decided by the host's view, as at a real front door: until its first token was reported, what an
 engine made of it is thrown away.
 
@@ -341,6 +341,7 @@ class SimCluster:
 
     def _resolve(self, flight: Flight, rejected: str | None = None) -> None:
         flight.outcome.rejected = rejected
+        _delay(flight.outcome, self._network.answer_latency_s)
         del self._flights[flight.request.id]
         self._on_resolved()
         if not self._flights and len(self.outcomes) == self._expected:
@@ -410,6 +411,15 @@ class SimCluster:
             self._end_pass(now, group)
         else:
             self._wake(now, group)
+
+
+def _delay(outcome: Outcome, latency_s: float) -> None:
+    """Count the way from the engine to the client."""
+    if outcome.first_token_s is not None:
+        outcome.first_token_s += latency_s
+        outcome.lateness_s += latency_s
+    if outcome.finished_s is not None:
+        outcome.finished_s += latency_s
 
 
 def _record(group: Group, passed: PassOutcome, now: float) -> PassRecord:

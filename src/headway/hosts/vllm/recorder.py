@@ -30,7 +30,7 @@ _MOST_ROWS: Final = 100_000
 class Recorder:
     """Opens the file at construction: raises ConfigError where it cannot. `lost`: rows that found no room.
 
-    Columns: when the step ended (s since the first one), its regime, tokens computed, how many of them were
+    Columns: when the step ended (s, the machine's monotonic clock), its regime, tokens computed, how many of them were
     decodes, context of the decodes, context of the prompts, Σ chunk·(context + chunk/2) of the prompts
     (tokens²), duration (s, as `Steps` has it), and how much of that passed before the step was formed.
     """
@@ -40,7 +40,6 @@ class Recorder:
         self.lost = 0
         self._log = log
         self._rows: deque[tuple[Step, float, float, float]] = deque()
-        self._begun_s: float | None = None
         self._failed = False
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -80,10 +79,8 @@ class Recorder:
         if not rows or self._failed:
             self.lost += len(rows)
             return
-        if self._begun_s is None:
-            self._begun_s = rows[0][3]
         try:
-            self._put("".join([_row(*row, self._begun_s) for row in rows]))
+            self._put("".join([_row(*row) for row in rows]))
         except OSError as error:
             self._failed = True
             self.lost += len(rows)
@@ -110,11 +107,11 @@ def path_of_rank(path: str, rank: int) -> Path:
     return whole if rank == 0 else whole.with_stem(f"{whole.stem}-{rank}")
 
 
-def _row(step: Step, duration_s: float, host_gap_s: float, now: float, begun_s: float) -> str:
+def _row(step: Step, duration_s: float, host_gap_s: float, now: float) -> str:
     prefill, decode = step.prompt_tokens > 0, step.decodes > 0
     phase = "mixed" if prefill and decode else "prefill" if prefill else "decode"
     return (
-        f"{now - begun_s:.6f},{phase},{step.new_tokens},{step.decodes},"
+        f"{now:.6f},{phase},{step.new_tokens},{step.decodes},"
         f"{step.context_tokens - step.prompt_context_tokens},{step.prompt_context_tokens},"
         f"{step.attention:.1f},{duration_s:.6f},{host_gap_s:.6f}\n"
     )
