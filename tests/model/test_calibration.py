@@ -63,6 +63,16 @@ def test_noise_is_averaged_out():
     assert errors_by_regime(fit, measured(TRUTH, noise=0.01))[-1].mean < 0.02
 
 
+def test_steps_that_scatter_are_fitted_in_their_mean():
+    steps = [
+        Step(n, 100.0 * n, 0.0, (0.010 + 0.0002 * n) * factor, "decode")
+        for n in (1.0, 4.0, 16.0, 64.0)
+        for factor in (0.5, 0.75, 1.0, 1.75)
+    ]
+    for fit in (fit_linear(steps), fit_hinge(steps)):
+        assert errors_by_regime(fit, steps)[-1].bias == pytest.approx(0.0, abs=1e-6)
+
+
 def test_the_linear_form_shows_its_error_by_regime():
     errors = {e.regime: e for e in errors_by_regime(fit_linear(measured(TRUTH)), measured(TRUTH))}
     assert list(errors) == ["prefill", "decode", "mixed", "all"]
