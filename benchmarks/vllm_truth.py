@@ -47,6 +47,8 @@ from models import tiny_llama
 from servers import Engine, serving
 
 SEATS = 256
+#: Longer than a recorder keeps steps back.
+SETTLE_S = 1.5
 #: Requests that are served alone: four lengths, several times each.
 ALONE = [Item(1.0 * n, (16, 256, 1000, 1900)[n % 4], 8) for n in range(20)]
 
@@ -120,6 +122,7 @@ def measure(given: argparse.Namespace) -> None:
             served.ask("alone", ALONE, 97)
             for phase, seed in (("calibration", 1), ("truth", 2)):
                 served.ask(phase, _items(workload, given, seed, given.seconds), seed)
+            time.sleep(SETTLE_S)
             record = {"policy": policy, "slo": [given.ttft, given.tpot], "budget": given.budget}
             record |= {"rps": given.rps, "workload": workload.name, "phases": served.phases}
             record_of(given, policy).write_text(json.dumps(record))

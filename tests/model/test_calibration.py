@@ -2,6 +2,7 @@
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,21 @@ def test_the_knee_and_all_coefficients_are_recovered():
     assert fit.token_s == pytest.approx(TRUTH.token_s, rel=1e-6)
     assert fit.beyond_knee_token_s == pytest.approx(TRUTH.beyond_knee_token_s, rel=1e-6)
     assert fit.attention_s == pytest.approx(TRUTH.attention_s, rel=1e-6)
+
+
+def test_the_knee_in_decodes_is_recovered_where_they_were_counted():
+    truth = replace(TRUTH, decode_knee=5, decode_s=0.0007)
+    shapes = [(n, 0.0, n * n / 2, "prefill", 0.0) for n in (64.0, 256.0, 1024.0, 4096.0)]
+    shapes += [(b, b * c, 0.0, "decode", b) for b in (1.0, 3.0, 5.0, 8.0, 16.0, 32.0) for c in (256, 4096)]
+    shapes += [(n + 16.0, 65536.0, n * n / 2, "mixed", 16.0) for n in (128, 512, 2048)]
+    steps = [Step(n, k, q, 1.0, regime, None, d) for n, k, q, regime, d in shapes]
+    times = predict_s(truth, steps)
+    counted = [replace(step, duration_s=float(t)) for step, t in zip(steps, times, strict=True)]
+    fit = fit_hinge(counted)
+    assert (fit.knee_tokens, fit.decode_knee) == (448, 5)
+    assert fit.decode_s == pytest.approx(0.0007)
+    assert errors_by_regime(fit, counted)[-1].worst < 1e-6
+    assert fit_hinge([replace(step, decodes=0.0) for step in counted]).decode_s == 0.0
 
 
 def test_noise_is_averaged_out():

@@ -54,6 +54,14 @@ def test_dense_knee_by_hand():
     assert costs.step_s([6], [2], [100], [50.0]) == pytest.approx(0.010 + 0.004 + 0.012 + 0.001 + 0.00005)
 
 
+def test_decodes_beyond_their_knee_cost_more_than_their_token():
+    costs = DenseCosts(0.010, 0, 0.001, 0.001, 0.0, 0.0, decode_knee=4, decode_s=0.0005)
+    assert costs.decode_step_s([4], [100]) == pytest.approx(0.010 + 0.004)
+    assert costs.decode_step_s([6], [100]) == pytest.approx(0.010 + 0.006 + 0.001)
+    assert costs.step_s([20], [6], [100], [50.0]) == pytest.approx(0.010 + 0.026 + 0.001)
+    assert costs.step_s([20], [0], [0], [50.0]) == pytest.approx(0.010 + 0.020)
+
+
 def test_the_fast_way_equals_the_general_one():
     for costs in FITTED.values():
         assert costs.decode_step_s([5, 9], [700, 20]) == pytest.approx(

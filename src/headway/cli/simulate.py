@@ -319,8 +319,10 @@ def calibrate(
     """Fit the step-time model to measured steps, and say how far off it is in each regime.
 
     The file has a header with [bold]new_tokens, context_tokens, attention, duration_s[/] (or N, K, Q, ms),
-    and may have [bold]phase[/]: prefill, decode or mixed. attention is Σ chunk·(context + chunk/2) over the
-    prompts of the step. What is printed goes into a cluster file as it is.
+    and may have [bold]phase[/] (prefill, decode or mixed), [bold]decodes[/] and [bold]host_gap_s[/].
+    context_tokens is that of the decodes, attention is Σ chunk·(context + chunk/2) over the prompts of the
+    step. vLLM with Headway's scheduler records such files (docs/vllm.md). What is printed goes into a cluster
+    file as it is, at the end of its pool.
 
     [bold]Examples[/]
 
@@ -343,14 +345,14 @@ def calibrate(
     steps = read_steps(file, _where(where))
     gap_s = host_gap_s(steps)
     steps = without_gap(steps, gap_s)
+    linear, best = fit_linear(steps), fit_hinge(steps)
     forms = {
-        "linear: a + b·N + c·K + q·Q": fit_linear(steps),
-        "with a knee: b0 up to n0, b1 beyond": fit_hinge(steps),
+        "linear: a + b·N + c·K + q·Q": linear,
+        "with knees: b0 up to n0 tokens, b1 beyond; d beyond d0 decodes": best,
     }
     for title, costs in forms.items():
         stdout().print(_error_table(title, errors_by_regime(costs, steps)))
-    best = forms["with a knee: b0 up to n0, b1 beyond"]
-    stdout().print("[bold]For a cluster file[/] [dim](the form with a knee)[/]\n")
+    stdout().print("[bold]For a cluster file[/] [dim](the form with knees)[/]\n")
     print(to_toml(best, host_gap_s=gap_s, jitter=jitter(best, steps)), end="")
 
 

@@ -1,13 +1,15 @@
 """From measured steps to a cost model: which form of step time fits an engine, and how far off it is by
 regime.
 
-Two forms, both over the tokens computed `N`, the context of decodes `K` and the attention of prefills `Q = Σ
-chunk·(prefix + chunk/2)`:
+Two forms, both over the tokens computed `N`, the decodes `D` among them, the context of decodes `K` and the
+attention of prefills `Q = Σ chunk·(prefix + chunk/2)`:
 
     linear   t = a + b·N + c·K + q·Q
-    hinge    t = a + b0·min(N, n0) + b1·max(N − n0, 0) + c·K + q·Q
+    hinge    t = a + b0·min(N, n0) + b1·max(N − n0, 0) + d·max(D − d0, 0) + c·K + q·Q
 
-The hinge is what dense engines do: below `n0` tokens a step reads the weights, above it computes. Fits are by
+The hinge is what dense engines do: below `n0` tokens a step reads the weights, above it computes. The output
+layer, which runs for sampled tokens only, has a knee of its own, `d0`; its term is fitted where decodes were
+counted. Fits are by
 least squares on the *relative* error, with no coefficient below 0: time does not shrink with work. Relative
 to what a first fit predicts, not to what was measured: else slow steps weigh least, and where steps of one
 size scatter by 25% the fit is 6% too fast. A prefill
@@ -20,10 +22,10 @@ import gzip
 import io
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +75,7 @@ class Step:
     duration_s: float
     regime: Regime
     host_gap_s: float | None = None
+    decodes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +94,9 @@ def read_steps(path: Path, where: Mapping[str, str] | None = None) -> list[Step]
     """Read measured steps from a CSV (plain or .gz) with a header.
 
     Columns: `new_tokens`, `context_tokens` (of decodes), `attention` (optional: 0) and `duration_s`, or `N`,
-    `K`, `Q` and `ms`; `host_gap_s` may be there. A `phase` column of prefill, decode or mixed names the
-    regime; without it, a step without attention is a decode. `where` keeps the rows whose columns contain the
-    given texts. Raises ConfigError naming file, row and column.
+    `K`, `Q` and `ms`; `host_gap_s` and `decodes` may be there. A `phase` column of prefill, decode or mixed
+    names the regime; without it, a step without attention is a decode. `where` keeps the rows whose columns
+    contain the given texts. Raises ConfigError naming file, row and column.
     """
     try:
         with _open(path) as file:
@@ -131,24 +134,36 @@ def jitter(costs: DenseCosts, steps: Sequence[Step]) -> float:
 
 def fit_linear(steps: Sequence[Step]) -> DenseCosts:
     """Fit `t = a + b·N + c·K + q·Q`."""
-    features, durations = _features(steps, 0), _durations(steps)
+    features, durations = _features(_table(steps), 0, math.inf), _durations(steps)
     first = features @ np.array(_solve(features, durations, durations))
-    a, b, c, q = _solve(features, durations, first)
+    a, _, b, _, c, q = _solve(features, durations, first)
     return DenseCosts(a, 0, b, b, c, q)
 
 
 def fit_hinge(steps: Sequence[Step]) -> DenseCosts:
-    """Fit the form with a knee: the `n0` among the multiples of 32 that fits best."""
-    linear, durations = fit_linear(steps), _durations(steps)
+    """Fit the form with knees: the `n0` among the multiples of 32, and the `d0`, that fit best."""
+    table, durations = _table(steps), _durations(steps)
+    linear = fit_linear(steps)
     scale = predict_s(linear, steps)
-    best: tuple[float, DenseCosts] | None = None
-    for knee in _knees(steps):
-        features = _features(steps, knee)
-        a, b0, b1, c, q = coefficients = _solve(features, durations, scale)
+
+    def fit(knee: float, decode_knee: float) -> tuple[float, DenseCosts]:
+        features = _features(table, knee, decode_knee)
+        a, b0, b1, d, c, q = coefficients = _solve(features, durations, scale)
         loss = float(np.sum(((durations - features @ np.array(coefficients)) / scale) ** 2))
-        if best is None or loss < best[0]:
-            best = loss, DenseCosts(a, knee, b0, b1, c, q)
-    return best[1] if best else linear
+        return loss, DenseCosts(a, int(knee), b0, b1, c, q, int(decode_knee) if d else 0, d)
+
+    best = np.inf, linear
+    decode_knees = [math.inf, *_decode_knees(table)]
+    decode_knee = math.inf
+    # One knee at a time: the second round finds no better pair in practice, and 600 pairs are slow.
+    for _ in range(2):
+        for knee in _knees(table):
+            best = min(best, fit(knee, decode_knee), key=_loss)
+        knee = best[1].knee_tokens
+        for decode_knee in decode_knees:
+            best = min(best, fit(knee, decode_knee), key=_loss)
+        decode_knee = best[1].decode_knee if best[1].decode_s else math.inf
+    return best[1]
 
 
 def errors_by_regime(costs: DenseCosts, steps: Sequence[Step]) -> list[RegimeError]:
@@ -159,9 +174,9 @@ def errors_by_regime(costs: DenseCosts, steps: Sequence[Step]) -> list[RegimeErr
 
 def predict_s(costs: DenseCosts, steps: Sequence[Step]) -> Array:
     """Predicted durations, shape (steps,), in seconds."""
-    tokens = [costs.token_s, costs.beyond_knee_token_s] if costs.knee_tokens else [costs.beyond_knee_token_s]
+    tokens = (costs.token_s, costs.beyond_knee_token_s, costs.decode_s)
     coefficients = np.array([costs.fixed_s, *tokens, costs.context_token_s, costs.attention_s])
-    predicted: Array = _features(steps, costs.knee_tokens) @ coefficients
+    predicted: Array = _features(_table(steps), costs.knee_tokens, costs.decode_knee) @ coefficients
     return predicted
 
 
@@ -210,7 +225,8 @@ def _step(place: str, row: Mapping[str, Any]) -> Step:
         raise ConfigError(f"{place}: the duration must be above 0")
     regime = _regime(place, row, values["attention"])
     gap_s = _finite(place, row, "host_gap_s") if "host_gap_s" in row else None
-    return Step(**values, regime=regime, host_gap_s=gap_s)
+    decodes = _finite(place, row, "decodes") if "decodes" in row else 0.0
+    return Step(**values, regime=regime, host_gap_s=gap_s, decodes=decodes)
 
 
 def _number(place: str, row: Mapping[str, Any], quantity: str) -> float:
@@ -242,13 +258,29 @@ def _durations(steps: Sequence[Step]) -> Array:
     return np.array([s.duration_s for s in steps])
 
 
-def _features(steps: Sequence[Step], knee: int) -> Array:
-    """Shape (steps, 4), or (steps, 5) with a knee."""
-    new = np.array([s.new_tokens for s in steps], dtype=float)
-    tokens = [np.minimum(new, knee), np.maximum(new - knee, 0.0)] if knee else [new]
-    context = np.array([0.0 if s.regime == "prefill" else s.context_tokens for s in steps])
-    attention = np.array([s.attention for s in steps], dtype=float)
-    return np.column_stack([np.ones(len(new)), *tokens, context, attention])
+class _Table(NamedTuple):
+    """Steps in columns, each of shape (steps,)."""
+
+    new: Array
+    decodes: Array
+    context: Array
+    attention: Array
+
+
+def _table(steps: Sequence[Step]) -> _Table:
+    return _Table(
+        np.array([s.new_tokens for s in steps], dtype=float),
+        np.array([s.decodes for s in steps], dtype=float),
+        np.array([0.0 if s.regime == "prefill" else s.context_tokens for s in steps]),
+        np.array([s.attention for s in steps], dtype=float),
+    )
+
+
+def _features(table: _Table, knee: float, decode_knee: float) -> Array:
+    """Shape (steps, 6): what the coefficients a, b0, b1, d, c, q multiply."""
+    tokens = (np.minimum(table.new, knee), np.maximum(table.new - knee, 0.0))
+    decodes = np.maximum(table.decodes - decode_knee, 0.0)
+    return np.column_stack([np.ones(len(table.new)), *tokens, decodes, table.context, table.attention])
 
 
 def _solve(features: Array, durations: Array, near: Array) -> list[float]:
@@ -256,8 +288,8 @@ def _solve(features: Array, durations: Array, near: Array) -> list[float]:
     set to 0 until none is left.
     """
     relative, target = features / near[:, None], durations / near
-    scale = np.maximum(np.abs(relative).max(axis=0), 1e-300)  # columns differ by ten orders of magnitude
-    kept = list(range(features.shape[1]))
+    scale = np.abs(relative).max(axis=0)  # columns differ by ten orders of magnitude
+    kept = [int(column) for column in np.flatnonzero(scale)]
     while True:
         solution = np.linalg.lstsq(relative[:, kept] / scale[kept], target, rcond=None)[0]
         if len(kept) == 1 or solution.min() >= 0.0:
@@ -268,10 +300,24 @@ def _solve(features: Array, durations: Array, near: Array) -> list[float]:
     return [float(value) for value in result]
 
 
-def _knees(steps: Sequence[Step]) -> Iterator[int]:
-    sizes = sorted({s.new_tokens for s in steps})
-    low, high = sizes[0], sizes[-1]
-    return (knee for knee in range(32, 1025, 32) if low < knee < high)
+def _knees(table: _Table) -> list[int]:
+    low, high = table.new.min(), table.new.max()
+    return [knee for knee in range(32, 1025, 32) if low < knee < high]
+
+
+def _decode_knees(table: _Table) -> list[int]:
+    """Whole numbers that are a quarter apart, up to half the most decodes seen: a knee needs steps beyond
+    it.
+    """
+    knees, knee = [], 0
+    while knee <= table.decodes.max() / 2 and table.decodes.any():
+        knees.append(knee)
+        knee += max(1, knee // 4)
+    return knees
+
+
+def _loss(fitted: tuple[float, DenseCosts]) -> float:
+    return fitted[0]
 
 
 def _error(costs: DenseCosts, regime: str, steps: Sequence[Step]) -> RegimeError:

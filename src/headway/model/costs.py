@@ -3,11 +3,11 @@
 Two forms, fitted to measured operator tables (docs/engine-model.md has source and errors):
 
     lockstep   t = max over ranks of local(rank) + sync(mean or max over ranks of new tokens)
-    dense      t = a + b0·min(N, n0) + b1·max(N − n0, 0) + c·K + q·Q, the largest over ranks
+    dense      t = a + b0·min(N, n0) + b1·max(N − n0, 0) + d·max(D − d0, 0) + c·K + q·Q, largest over ranks
 
-`N` new tokens of a rank (prompt tokens and decodes), `K` context tokens its *decodes* attend to (a prompt's
-own context is in Q), `Q = Σ chunk·(context + chunk/2)` over its prompts. Seconds, tokens and tokens²
-throughout.
+`N` new tokens of a rank (prompt tokens and decodes), `D` its decodes, `K` context tokens its *decodes* attend
+to (a prompt's own context is in Q), `Q = Σ chunk·(context + chunk/2)` over its prompts. Seconds, tokens and
+tokens² throughout.
 """
 
 import math
@@ -110,8 +110,10 @@ class LockstepCosts:
 class DenseCosts:
     """One model per rank, no traffic between ranks: prefill, decode and mixed passes on one curve.
 
-    Below `knee_tokens` a pass is bound by reading the weights, beyond by computing. Raises ConfigError for a
-    negative or infinite coefficient.
+    Below `knee_tokens` a pass is bound by reading the weights, beyond by computing. The output layer runs for
+    tokens that are sampled only, so it has a knee of its own: a decode beyond `decode_knee` costs `decode_s`
+    more than its token; prompts' last tokens are not counted. Raises ConfigError for a negative or infinite
+    coefficient.
     """
 
     fixed_s: float
@@ -120,6 +122,8 @@ class DenseCosts:
     beyond_knee_token_s: float
     context_token_s: float
     attention_s: float
+    decode_knee: int = 0
+    decode_s: float = 0.0
     form: Literal["dense"] = "dense"
 
     def __post_init__(self) -> None:
@@ -128,8 +132,8 @@ class DenseCosts:
     def decode_step_s(self, decodes: Sequence[float], contexts: Sequence[float]) -> float:
         """Return the time of a pass without prompts. Arguments of shape (ranks,)."""
         if len(decodes) == 1:  # the common case: independent ranks
-            return self._rank_s(decodes[0], contexts[0], 0.0)
-        return max([self._rank_s(n, k, 0.0) for n, k in zip(decodes, contexts, strict=True)])
+            return self._rank_s(decodes[0], decodes[0], contexts[0], 0.0)
+        return max([self._rank_s(n, n, k, 0.0) for n, k in zip(decodes, contexts, strict=True)])
 
     def step_s(
         self,
@@ -140,16 +144,18 @@ class DenseCosts:
     ) -> float:
         """Return the time of any pass. Arguments of shape (ranks,): prompt tokens, decodes, K, Q."""
         return max(
-            self._rank_s(chunk + n, k, q)
+            self._rank_s(chunk + n, n, k, q)
             for chunk, n, k, q in zip(chunks, decodes, contexts, attentions, strict=True)
         )
 
-    def _rank_s(self, tokens: float, context_tokens: float, attention: float) -> float:
+    def _rank_s(self, tokens: float, decodes: float, context_tokens: float, attention: float) -> float:
         knee = self.knee_tokens
         if tokens <= knee:
             compute = self.token_s * tokens
         else:
             compute = self.token_s * knee + self.beyond_knee_token_s * (tokens - knee)
+        if decodes > self.decode_knee:
+            compute += self.decode_s * (decodes - self.decode_knee)
         return self.fixed_s + compute + self.context_token_s * context_tokens + self.attention_s * attention
 
 
