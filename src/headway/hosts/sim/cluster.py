@@ -2,9 +2,9 @@
 
 A request's way: arrival → policy → dispatch (on the wire, with its KV when it is prefilled) → engine →
 first token → report → (to a decode instance by the same way) → last token → report. What a client sees is
-timed at the engine, plus an answer latency; what the policy sees comes a report latency later. Whether a request can still be taken
-back is decided by the host's view, as at a real front door: until its first token was reported, what an
-engine made of it is thrown away.
+timed at the engine, plus an answer latency; what the policy sees comes a report latency later. Whether a
+request can still be taken back is decided by the host's view, as at a real front door: until its first token
+was reported, what an engine made of it is thrown away.
 
 Simplification: once its KV left for, or waits for, a decode instance, the death of the prefill instance
 does not hurt it.

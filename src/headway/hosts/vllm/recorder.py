@@ -30,9 +30,9 @@ _MOST_ROWS: Final = 100_000
 class Recorder:
     """Opens the file at construction: raises ConfigError where it cannot. `lost`: rows that found no room.
 
-    Columns: when the step ended (s, the machine's monotonic clock), its regime, tokens computed, how many of them were
-    decodes, context of the decodes, context of the prompts, Σ chunk·(context + chunk/2) of the prompts
-    (tokens²), duration (s, as `Steps` has it), and how much of that passed before the step was formed.
+    Columns: when the step ended (s, the machine's monotonic clock), its regime, tokens computed, how many of
+    them were decodes, context of the decodes, context of the prompts, Σ chunk·(context + chunk/2) of the
+    prompts (tokens²), duration (s, as `Steps` has it), and how much of that passed before the step was formed.
     """
 
     def __init__(self, path: Path, log: Logger) -> None:
