@@ -32,7 +32,7 @@ class Recorder:
 
     Columns: when the step ended (s, the machine's monotonic clock), its regime, tokens computed, how many of
     them were decodes, context of the decodes, context of the prompts, Σ chunk·(context + chunk/2) of the
-    prompts (tokens²), duration (s, as `Steps` has it), and how much of that passed before the step was formed.
+    prompts (tokens²), duration (s, as `Steps` has it), and what of that passed before the step was formed.
     """
 
     def __init__(self, path: Path, log: Logger) -> None:
