@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import csv
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from benchmarks.vllm_fair import MAX_MODEL_LEN, ask, scaled
 from headway.core.request import Slo
 from headway.hosts.sim import simulate
 from headway.model.calibration import (
+    Step,
     errors_by_regime,
     fit_hinge,
     host_gap_s,
@@ -37,7 +39,8 @@ from headway.model.calibration import (
     to_toml,
     without_gap,
 )
-from headway.model.cluster import ClusterSpec
+from headway.model.cluster import ClusterSpec, PoolSpec
+from headway.model.costs import DenseCosts
 from headway.report.metrics import Outcome, summarise
 from headway.report.tables import Column, Grid, to_rich
 from headway.workload import Item, Workload, load_trace, make_items, parametric
@@ -146,6 +149,8 @@ def report(given: argparse.Namespace) -> None:
     cluster = calibrated(given, records[0])
     rows: list[tuple[str, ...]] = []
     for record in records:
+        steps = steps_in(given, record, "truth", given.out / "truth.csv")
+        show_errors(f"{record['policy']}, seed 2", cluster.pools[0], steps)
         rows += compare(record, simulated(cluster, record))
     columns = [Column("policy", text=True), Column("what", text=True)]
     columns += [Column("measured"), Column("simulated"), Column("off"), Column("aim")]
@@ -155,26 +160,12 @@ def report(given: argparse.Namespace) -> None:
 
 def calibrated(given: argparse.Namespace, record: dict[str, Any]) -> ClusterSpec:
     """Fit the engine to the steps of the load with seed 1; write OUT/calibration.csv and OUT/cluster.toml."""
-    phases = {phase["phase"]: phase for phase in record["phases"]}
-    rows = read_rows(steps_of(given, record["policy"]))
-    own = [
-        row for row in rows if phases["calibration"]["start_s"] <= row["ended_s"] < phases["truth"]["start_s"]
-    ]
-    table = given.out / "calibration.csv"
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, own[0].keys())
-        writer.writeheader()
-        writer.writerows(own)
-    steps = read_steps(table)
+    steps = steps_in(given, record, "calibration", given.out / "calibration.csv")
     gap_s = host_gap_s(steps)
-    steps = without_gap(steps, gap_s)
-    costs = fit_hinge(steps)
-    for error in errors_by_regime(costs, steps):
-        print(
-            f"fit, {error.regime}: {error.steps} steps, mean error {error.mean:.1%}, bias {error.bias:+.1%}",
-            flush=True,
-        )
-    dispatch_s, answer_s = front_latencies(phases["alone"], rows)
+    own = without_gap(steps, gap_s)
+    costs = fit_hinge(own)
+    alone = next(phase for phase in record["phases"] if phase["phase"] == "alone")
+    dispatch_s, answer_s = front_latencies(alone, read_rows(steps_of(given, record["policy"])))
     text = CLUSTER.format(
         ttft_s=record["slo"][0],
         tpot_s=record["slo"][1],
@@ -182,11 +173,34 @@ def calibrated(given: argparse.Namespace, record: dict[str, Any]) -> ClusterSpec
         answer_s=answer_s,
         budget=record["budget"],
         seats=SEATS,
-        costs=to_toml(costs, host_gap_s=gap_s, jitter=jitter(costs, steps)),
+        costs=to_toml(costs, host_gap_s=gap_s, jitter=jitter(costs, own)),
     )
     (given.out / "cluster.toml").write_text(text)
     print(text)
-    return ClusterSpec.from_toml(given.out / "cluster.toml")
+    cluster = ClusterSpec.from_toml(given.out / "cluster.toml")
+    show_errors(f"{record['policy']}, seed 1", cluster.pools[0], steps)
+    return cluster
+
+
+def steps_in(given: argparse.Namespace, record: dict[str, Any], phase: str, path: Path) -> list[Step]:
+    """Write the steps of one load into a file of their own, and read it as `headway calibrate` does."""
+    begins = [each["start_s"] for each in record["phases"]] + [math.inf]
+    number = [each["phase"] for each in record["phases"]].index(phase)
+    rows = read_rows(steps_of(given, record["policy"]))
+    own = [row for row in rows if begins[number] <= row["ended_s"] < begins[number + 1]]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, own[0].keys())
+        writer.writeheader()
+        writer.writerows(own)
+    return read_steps(path)
+
+
+def show_errors(what: str, pool: PoolSpec, steps: Sequence[Step]) -> None:
+    """Say how far the fit is off: on steps it was not made of, a bias tells that the machine has changed."""
+    assert isinstance(pool.costs, DenseCosts)
+    for error in errors_by_regime(pool.costs, without_gap(steps, pool.host_gap_s)):
+        shares = f"bias {error.bias:+6.1%}, mean error {error.mean:5.1%}"
+        print(f"{what}: {error.regime:8} {error.steps:6} steps, {shares}")
 
 
 #: vLLM's CPU blocks; 1 GiB of KV, 4 layers, 2 heads of 64 in float32, keys and values; one block is its own.
