@@ -32,8 +32,10 @@ def test_each_goes_where_most_room_is_left():
     assert [b.room for b in bins] == [500, 300, 600]
 
 
-def test_of_equal_rooms_the_first():
+def test_of_equal_rooms_the_one_given_first():
     assert placed(pour(requests_of(10, 10, 10), bins_of(100, 100))) == {"r1": 0, "r2": 1, "r3": 0}
+    backwards = bins_of(100, 100)[::-1]
+    assert placed(pour(requests_of(10, 10, 10), backwards)) == {"r1": 1, "r2": 0, "r3": 1}
 
 
 def test_longest_first_is_even():

@@ -13,6 +13,7 @@ from headway.core.events import (
     InstanceDraining,
     PassStarted,
     PrefillDone,
+    Role,
 )
 from headway.core.request import Request, Slo
 from headway.testing import arrived, pass_ended, up
@@ -21,13 +22,21 @@ PATIENT = Slo(ttft_s=100.0, tpot_s=0.05)
 
 
 def staggered(
-    instances=1, *, ranks=1, chunk=1000, pass_s=1.0, name="prefill", policy="staggered", **settings
+    instances=1,
+    *,
+    ranks=1,
+    chunk=1000,
+    pass_s=1.0,
+    name="prefill",
+    policy="staggered",
+    role=Role.PREFILL,
+    **settings,
 ):
     """Idle instances that have told of one pass each, of `pass_s` seconds."""
     chosen = {"network_s": 0.0, "spacing": 0.0, "saturation_passes": 1000.0} | settings
     host = host_of(":".join([policy, *(f"{key}={value}" for key, value in chosen.items())]))
     names = [f"{name}-{n}" for n in range(instances)]
-    host.run([(0.0, up(instance, ranks=ranks, chunk=chunk)) for instance in names])
+    host.run([(0.0, up(instance, ranks=ranks, chunk=chunk, role=role)) for instance in names])
     nothing = (0,) * (ranks - 1)
     host.run([(1.0, pass_ended(n, 1, ran=(1, *nothing), acknowledged=0, duration=pass_s)) for n in names])
     return host
@@ -92,6 +101,13 @@ def test_rule_2_all_that_is_held_leaves_as_one_even_batch():
     ]
 
 
+def test_lone_requests_do_not_all_decode_on_one_rank():
+    host = staggered(ranks=2, role=Role.AGGREGATED)
+    nothing = {"queued": (0, 0), "ran": (100, 0)}
+    host.run([came("r1", 10.0), ended(11.0, 2, 1, **nothing), (11.0, PrefillDone("r1")), came("r2", 12.0)])
+    assert [rank for *_, rank in dispatches(host)] == [0, 1]
+
+
 def test_rule_2_a_report_written_before_the_dispatch_opens_no_slot():
     """It says that nothing is queued, and does not know of r1."""
     host = staggered()
@@ -142,6 +158,40 @@ def test_rule_3_and_what_the_last_of_them_leaves_is_given_away_to_the_token():
     host.run([ended(11.0, 2, 1, queued=(1500,), ran=(1000,))], until=11.9)
     assert when(host) == {"r1": 10.0}
     assert [h.why for h in host.policy.held()] == ["every rank is full"]
+
+
+def test_rule_3_an_instance_that_decodes_too_has_its_slot_before_its_pass_ends():
+    """Its decodes begin another pass at once. r1 takes effect at 10.05, its pass lasts 1 s."""
+    host = staggered(role=Role.AGGREGATED, lead=0.25, network_s=0.05)
+    host.run([came("r1", 10.0), came("r2", 10.1)], until=11.0)
+    assert when(host)["r2"] == pytest.approx(10.05 + 1.0 - 0.25 - 0.05)
+
+
+def test_rule_3_and_after_that_slot_it_is_open_until_the_pass_ends():
+    host = staggered(role=Role.AGGREGATED, lead=0.25)
+    host.run([came("r1", 10.0), came("r2", 10.8), came("r3", 11.3)], until=12.0)
+    assert when(host) == {"r1": 10.0, "r2": 10.8, "r3": 11.3}
+
+
+def test_rule_3_the_way_there_and_back_is_learned_from_batches_for_an_idle_instance():
+    """r1 and the report of its pass of 1 s took 0.2 s more than the pass."""
+    host = staggered(role=Role.AGGREGATED, lead=0.0)
+    host.run(
+        [came("r1", 10.0), ended(11.2, 2, acknowledged=1), came("r2", 20.0), came("r3", 20.1)], until=21.0
+    )
+    assert when(host)["r3"] == pytest.approx(21.0 - 0.2)
+
+
+@pytest.mark.parametrize(
+    ("at", "acknowledged"),
+    [(10.5, 1), (11.2, 0)],
+    ids=["it began before the batch came", "it did not have the batch"],
+)
+def test_rule_3_but_not_from_a_pass_that_was_another_ones(at, acknowledged):
+    host = staggered(role=Role.AGGREGATED, lead=0.0)
+    host.run([came("r1", 10.0), ended(at, 2, acknowledged), (12.0, Finished("r1", 1))])
+    host.run([came("r2", 20.0), came("r3", 20.1)], until=22.0)
+    assert when(host)["r3"] == pytest.approx(21.0)
 
 
 # Rule 4: spacing.

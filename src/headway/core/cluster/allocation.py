@@ -35,20 +35,23 @@ def pour(
 ) -> list[tuple[Request, int]]:
     """Assign requests, in the order given, to bins; return (request, bin key) pairs and update the rooms.
 
+    Of bins with equal room the first takes the request.
+
     `hits` yields (bin key, cached prefix tokens) of a request where that is not 0. With `overflow`, a request
     may go to any rank with room left and run over into the next pass (used when every pass will be full). O(n
     log m) for n requests and m bins, plus the hits.
     """
     by_key = {b.key: b for b in bins}
-    heap = [(-b.room, b.key) for b in bins if b.room > 0]
+    place = {b.key: at for at, b in enumerate(bins)}
+    heap = [(-b.room, at) for at, b in enumerate(bins) if b.room > 0]
     heapq.heapify(heap)
     placed: list[tuple[Request, int]] = []
     for request in requests:
-        while heap and by_key[heap[0][1]].room != -heap[0][0]:
+        while heap and bins[heap[0][1]].room != -heap[0][0]:
             heapq.heappop(heap)  # a hit took room of this bin since
         if not heap or heap[0][0] >= 0:
             break
-        top = best = by_key[heap[0][1]]
+        top = best = bins[heap[0][1]]
         cost = request.prompt_tokens
         if hits is not None:
             best, cost = _best_hit(request, top, by_key, hits(request), overflow)
@@ -57,9 +60,9 @@ def pour(
         best.room -= cost
         placed.append((request, best.key))
         if best is top:
-            heapq.heapreplace(heap, (-best.room, best.key))
+            heapq.heapreplace(heap, (-best.room, place[best.key]))
         else:
-            heapq.heappush(heap, (-best.room, best.key))
+            heapq.heappush(heap, (-best.room, place[best.key]))
     return placed
 
 

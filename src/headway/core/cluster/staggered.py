@@ -7,7 +7,9 @@ instance has a **slot** at which it is given a batch:
 Rule 1  (idle bypass)  an instance known to be idle has its slot now.
 Rule 2  (pass end)     a busy instance has its slot when its pass ends, which its reports tell.
 Rule 3  (lead)         an instance whose queue outlasts its pass will not wait for us: its slot comes a little
-                       before the predicted end of the pass.
+                       before the predicted end of the pass. Nor will one that decodes too (aggregated): what
+                       is sent upon the report of a pass end waits there for a pass of decodes. Its slot comes
+                       earlier still, by the time from a decision to its effect and back, which is learned.
 Rule 4  (spacing)      slots follow one another by at least `spacing · I`, `I = (T̂ + L_net) / N_active`, so
                        that passes do not bunch; a batch that fills the instance does not wait for that. It
                        pays where passes are of one length; where their length follows the batch, rules 1 and
@@ -20,14 +22,15 @@ Rule 7  (watchdog)     an instance that is silent for long is polled, then suspe
                        and what has no first token is recalled. A snapshot brings it back.
 
 At a slot the batch is poured over the ranks (`allocation.py`): carried-over requests first, oldest first,
-then the new ones, longest first.
+then the new ones, longest first. Where ranks decode too, of those with equal room the one with the fewest
+requests comes first: else lone requests, one after another, would all decode on rank 0.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from operator import itemgetter, sub
+from operator import attrgetter, itemgetter, sub
 
 from headway.core.actions import Poll, Recall, Reject
 from headway.core.batch.contract import StepReport
@@ -39,6 +42,7 @@ from headway.core.cluster.pool import PoolPolicy, PoolSettings, cluster_policies
 from headway.core.estimate.pass_time import PassTime
 from headway.core.estimate.prefix_index import PrefixIndex
 from headway.core.estimate.step_time import StepTime
+from headway.core.estimate.window import Window
 from headway.core.events import (
     Cancelled,
     Failed,
@@ -56,6 +60,9 @@ from headway.core.request import Request
 from headway.core.settings import setting
 
 __all__ = ["Staggered", "StaggeredSettings"]
+
+#: Share of the round trips seen that the lead of rule 3 takes for undelayed.
+_QUICK = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,8 @@ class PassClock:
     running: list[int] = field(default_factory=list)
     outlasts: bool = False  # some rank has more queued than the pass takes
     slot_s: float = -math.inf  # when its next slot opens (rules 1, 2 and 3); infinity: a report will tell
+    woken_s: float | None = None  # when it was last given a batch while idle, until that has run
+    woken_by: int = 0  # the last dispatch of that batch
     silent_s: float = math.inf  # when the watchdog bites
     polled: bool = False
 
@@ -116,6 +125,7 @@ class Staggered(PoolPolicy):
         super().__init__(settings, rng)
         self._clocks: dict[str, PassClock] = {}
         self._pass_time = PassTime(settings.window)
+        self._round_trips_s = Window(settings.window)
         self._prefixes: PrefixIndex[tuple[str, int]] = PrefixIndex()
         self._prefixes_known = False
         self._silent_s: float | None = None  # the least of the clocks'; None: one was set, look again
@@ -155,6 +165,7 @@ class Staggered(PoolPolicy):
             return
         if any(event.ran_tokens):
             self._learn(event)
+            self._learn_round_trip(event, now)
         if self.ledger.instances[event.instance].suspect:
             self._actions.append(Poll(event.instance))  # it lives: a snapshot may bring it back
         self._after_report(event.instance, now)
@@ -178,6 +189,15 @@ class Staggered(PoolPolicy):
         step = StepReport(max(event.ran_tokens), 0, sum(event.ran_tokens), 0.0, event.duration_s)
         self._step_time.observe(step)
 
+    def _learn_round_trip(self, event: PassEnded, now: float) -> None:
+        """Of a batch for an idle instance: what the time until its report has beyond the pass itself."""
+        clock = self._clocks[event.instance]
+        if clock.woken_s is None or event.acknowledged < clock.woken_by:
+            return
+        if now - clock.woken_s >= event.duration_s:  # else the pass began before
+            self._round_trips_s.add(now - clock.woken_s - event.duration_s)
+        clock.woken_s = None
+
     def _after_report(self, instance: str, now: float) -> None:
         load = self.ledger.instances[instance]
         clock = self._clocks[instance]
@@ -191,7 +211,7 @@ class Staggered(PoolPolicy):
     def _idle(self, clock: PassClock, load: InstanceLoad) -> None:
         """Believe that nothing runs or waits there."""
         clock.ends_s, clock.running, clock.silent_s = None, [0] * load.info.ranks, math.inf
-        self._set_slot(clock)
+        self._set_slot(clock, load)
         self._silent_s = None
 
     def _cancelled(self, event: Cancelled, now: float) -> None:
@@ -231,18 +251,28 @@ class Staggered(PoolPolicy):
         clock.running = [min(tokens, chunk) for tokens in queued] if clock.outlasts else queued
         clock.predicted_s = self._predict_s(clock.running)
         clock.ends_s = starts_s + clock.predicted_s
-        self._set_slot(clock)
+        self._set_slot(clock, load)
         patience = self.settings.watchdog_factor * (self._pass_time.mean_s or 0.0)
         clock.silent_s = now + max(self.settings.watchdog_floor_s, patience)
         self._silent_s = None
 
-    def _set_slot(self, clock: PassClock) -> None:
+    def _set_slot(self, clock: PassClock, load: InstanceLoad) -> None:
         if clock.ends_s is None:
             clock.slot_s = -math.inf
+        elif load.info.role is Role.AGGREGATED:
+            lead_s = self.settings.lead * clock.predicted_s + self._round_trip_s()
+            clock.slot_s = clock.ends_s - lead_s
         elif clock.outlasts:
             clock.slot_s = clock.ends_s - self.settings.lead * clock.predicted_s
         else:
             clock.slot_s = math.inf
+
+    def _round_trip_s(self) -> float:
+        """Return the time from a decision to its effect and back. Low among those seen: others waited for a
+        pass of decodes.
+        """
+        seen_s = self._round_trips_s.quantile(_QUICK)
+        return self.settings.network_s if seen_s is None else seen_s
 
     def _predict_s(self, tokens: list[int]) -> float:
         """Guess how long a pass with these tokens per rank takes; 0 before anything is known."""
@@ -346,7 +376,10 @@ class Staggered(PoolPolicy):
         left = list(map(sub, load.queued(), running))  # after the pass under way
         if not self._may_fit(chunk - max(0, min(left)), chunk, saturated):
             return False
-        bins = [Bin(index, chunk - max(0, tokens), chunk) for index, tokens in enumerate(left)]
+        ranks = load.ranks
+        if load.info.role is Role.AGGREGATED:
+            ranks = sorted(ranks, key=attrgetter("requests"))
+        bins = [Bin(rank.index, chunk - max(0, left[rank.index]), chunk) for rank in ranks]
         starts_s = now + self.settings.network_s if clock.ends_s is None else clock.ends_s
         ordered = [waiting.request for waiting in self._order(starts_s, now)]
         hits = self._hits(load) if self._prefixes_known else None
@@ -361,10 +394,11 @@ class Staggered(PoolPolicy):
             for waiting in self.buffer.values():
                 waiting.rounds += 1
             if clock.ends_s is None:
+                clock.woken_s, clock.woken_by = now, load.number
                 self._begin_pass(load, starts_s, now)
             else:
                 clock.outlasts = True
-                self._set_slot(clock)
+                self._set_slot(clock, load)
         return bool(placed)
 
     def _may_fit(self, room: int, chunk: int, saturated: bool) -> bool:
