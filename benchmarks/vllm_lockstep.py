@@ -25,6 +25,7 @@ import asyncio
 import dataclasses
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -67,8 +68,8 @@ RECORD = "vllm_lockstep.jsonl"
 CLOSED_LOOP, CLOSED_REQUESTS = 48, 240
 #: Before each run, the same for all: the gateway learns what a pass takes, the server wakes up.
 WARM_LOOP, WARM_REQUESTS = 8, 24
-#: One at a time, to see what lies between client and engine.
-PROBES, PROBE_TOKENS = 20, 64
+#: One at a time, far enough apart for the ranks to rest, to see what lies between client and engine.
+PROBES, PROBE_GAP_S, PROBE_TOKENS = 20, 1.0, 64
 #: No target binds: what is measured is how soon, not whether soon enough.
 SLO = Slo(ttft_s=60.0, tpot_s=5.0)
 DIRECT = "vllm"
@@ -150,8 +151,7 @@ def ask(seed: int) -> Callable[[int, Item], Ask]:
     """Return what makes the requests of a round: token ids that no other prompt begins with."""
 
     def one(number: int, item: Item) -> Ask:
-        first = 7919 * (seed * 100_000 + number)
-        ids = [1000 + (first + 104_729 * place) % VOCABULARY for place in range(item.prompt_tokens)]
+        ids = random.Random(f"{seed}/{number}").choices(range(1000, VOCABULARY), k=item.prompt_tokens)
         body = {"model": MODEL, "prompt": ids, "max_tokens": item.output_tokens, "ignore_eos": True}
         usage = {"stream": True, "stream_options": {"include_usage": True}}
         return Ask(body | usage | {"temperature": 0.0}, _whole)
@@ -276,8 +276,8 @@ def measure(given: argparse.Namespace) -> None:
             head = runner.run(_first_look(given, engine, workload))
             _append(record, head)
         print(
-            f"capacity {head['capacity_rps']:.2f} requests/s, "
-            f"{1e3 * head['between_s']:.1f} ms between client and engine",
+            f"capacity {head['capacity_rps']:.2f} requests/s, to the engine {1e3 * head['there_s']:.1f} ms, "
+            f"back {1e3 * head['back_s']:.1f} ms",
             flush=True,
         )
         known = {(m.contender, m.load, m.round) for m in done}
@@ -305,16 +305,27 @@ async def _first_look(given: argparse.Namespace, engine: Mapping[str, Any], work
     low, high = len(ends) // 10, len(ends) * 9 // 10
     capacity_rps = (high - low) / (ends[high] - ends[low])
     with door("round-robin", engine) as url:
-        probes = [Item(0.5 * n, PROBE_TOKENS, 1) for n in range(PROBES)]
-        outcomes, _, passes = await watched(url, engine, [*probes, Item(0.5 * PROBES, PROBE_TOKENS, 1)], 97)
-    between_s = float(np.median([_ttft_s(o) for o in outcomes]) - np.median([p.duration_s for p in passes]))
+        probes = [Item(PROBE_GAP_S * (n + 1), PROBE_TOKENS, 1) for n in range(PROBES)]
+        outcomes, _, passes = await watched(url, engine, probes, 97)
+    there_s, back_s = _between_s(outcomes, passes)
     told = {key: str(value) for key, value in vars(given).items()} | {"workload": workload.name}
     return {
         "capacity_rps": capacity_rps,
-        "between_s": between_s,
+        "there_s": there_s,
+        "back_s": back_s,
         "chunk_tokens": given.chunk,
         "options": told,
     }
+
+
+def _between_s(outcomes: Sequence[Outcome], passes: Sequence[Pass]) -> tuple[float, float]:
+    """Return what lies between client and pass, and between its end and the first token at the client."""
+    there, back = [], []
+    for one in outcomes:
+        (own,) = [p for p in passes if any(p.ran_tokens) and 0.0 < p.at_s - one.arrival_s < PROBE_GAP_S]
+        there.append(own.at_s - own.duration_s - one.arrival_s)
+        back.append(_ttft_s(one) - (own.at_s - one.arrival_s))
+    return float(np.median(there)), max(0.0, float(np.median(back)))
 
 
 def _ttft_s(outcome: Outcome) -> float:
@@ -449,7 +460,7 @@ def _solve(features: np.ndarray, durations: np.ndarray) -> np.ndarray:
 
 
 def modelled(fitted: Fit, head: Row) -> ClusterSpec:
-    """Return the engine as the simulator has it; what lies before it is all dispatch latency."""
+    """Return the engine as the simulator has it."""
     pool = {
         "role": "aggregated",
         "ranks": RANKS,
@@ -460,17 +471,20 @@ def modelled(fitted: Fit, head: Row) -> ClusterSpec:
         "host_gap_s": 0.0,  # the engine's passes last from end to end
         "jitter": min(0.5, fitted.jitter),
     }
-    network = {"dispatch_latency_s": max(0.0, head["between_s"])}
+    network = {"dispatch_latency_s": max(0.0, head["there_s"])}
     data = {"name": MODEL, "kv_bytes_per_token": 4096, "network": network, "pools": [pool]}
     return ClusterSpec.parse(data, where="the fitted engine")
 
 
-def simulated(cluster: ClusterSpec, one: Measured) -> Run | None:
+def simulated(cluster: ClusterSpec, one: Measured, back_s: float) -> Run | None:
     """Run the same requests in the simulator; None where it has no such contender."""
     policy = SIMULATED.get(one.contender, one.contender)
     if policy is None:
         return None
     found = simulate(cluster, one.items(), policy, "vllm-v1", seed=one.round, slo=SLO)
+    for outcome in found.outcomes:
+        if outcome.first_token_s is not None:
+            outcome.first_token_s += back_s  # a client's first token, as it was measured
     return summarise(
         found.outcomes,
         policy=policy,
@@ -502,7 +516,7 @@ def report(given: argparse.Namespace) -> None:
     chunk = head["chunk_tokens"]
     fitted = fit(runs, chunk)
     cluster = modelled(fitted, head)
-    shown = [Shown(one.run(chunk), _gaps_ms(one), simulated(cluster, one)) for one in runs]
+    shown = [Shown(one.run(chunk), _gaps_ms(one), simulated(cluster, one, head["back_s"])) for one in runs]
     told = head["options"]
     title = (
         f"vLLM on the CPU, tiny MoE, {RANKS} ranks in lockstep, chunk {chunk}, "
