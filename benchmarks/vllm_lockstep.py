@@ -433,24 +433,27 @@ def _decodes(before: Pass, rank: int, chunk_tokens: int) -> int:
 
 
 def _phase(rows: np.ndarray) -> tuple[PhaseCosts, np.ndarray]:
-    """Least squares of the relative error without coefficients below 0; return the relative errors too.
+    """Fit one kind of pass; return the costs and the relative errors.
 
     Passes beyond three times the median error of a first fit are left out of the second: another process had
     the core.
     """
     features, durations = rows[:, :3], rows[:, 3]
-    errors = features @ _solve(features, durations) / durations - 1.0
-    kept = np.abs(errors) <= 3.0 * np.median(np.abs(errors))
-    solution = _solve(features[kept], durations[kept])
+    near = features @ _solve(features, durations, durations)
+    errors = np.abs(durations / near - 1.0)
+    kept = errors <= 3.0 * np.median(errors)
+    solution = _solve(features[kept], durations[kept], near[kept])
     fixed_s, token_s, shared_s = map(float, solution)
-    return PhaseCosts(fixed_s, token_s, sync_token_s=shared_s), features @ solution / durations - 1.0
+    own = (features[kept] @ solution) / durations[kept] - 1.0
+    return PhaseCosts(fixed_s, token_s, sync_token_s=shared_s), own
 
 
-def _solve(features: np.ndarray, durations: np.ndarray) -> np.ndarray:
-    relative = features / durations[:, None]
+def _solve(features: np.ndarray, durations: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Least squares of the error relative to `near`, without coefficients below 0."""
+    relative = features / near[:, None]
     kept = list(range(features.shape[1]))
     while True:
-        found = np.linalg.lstsq(relative[:, kept], np.ones(len(durations)), rcond=None)[0]
+        found = np.linalg.lstsq(relative[:, kept], durations / near, rcond=None)[0]
         if found.min() >= 0.0 or len(kept) == 1:
             break
         del kept[int(found.argmin())]
@@ -471,20 +474,17 @@ def modelled(fitted: Fit, head: Row) -> ClusterSpec:
         "host_gap_s": 0.0,  # the engine's passes last from end to end
         "jitter": min(0.5, fitted.jitter),
     }
-    network = {"dispatch_latency_s": max(0.0, head["there_s"])}
+    network = {"dispatch_latency_s": max(0.0, head["there_s"]), "answer_latency_s": head["back_s"]}
     data = {"name": MODEL, "kv_bytes_per_token": 4096, "network": network, "pools": [pool]}
     return ClusterSpec.parse(data, where="the fitted engine")
 
 
-def simulated(cluster: ClusterSpec, one: Measured, back_s: float) -> Run | None:
+def simulated(cluster: ClusterSpec, one: Measured) -> Run | None:
     """Run the same requests in the simulator; None where it has no such contender."""
     policy = SIMULATED.get(one.contender, one.contender)
     if policy is None:
         return None
     found = simulate(cluster, one.items(), policy, "vllm-v1", seed=one.round, slo=SLO)
-    for outcome in found.outcomes:
-        if outcome.first_token_s is not None:
-            outcome.first_token_s += back_s  # a client's first token, as it was measured
     return summarise(
         found.outcomes,
         policy=policy,
@@ -516,7 +516,7 @@ def report(given: argparse.Namespace) -> None:
     chunk = head["chunk_tokens"]
     fitted = fit(runs, chunk)
     cluster = modelled(fitted, head)
-    shown = [Shown(one.run(chunk), _gaps_ms(one), simulated(cluster, one, head["back_s"])) for one in runs]
+    shown = [Shown(one.run(chunk), _gaps_ms(one), simulated(cluster, one)) for one in runs]
     told = head["options"]
     title = (
         f"vLLM on the CPU, tiny MoE, {RANKS} ranks in lockstep, chunk {chunk}, "

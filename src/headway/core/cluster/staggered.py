@@ -268,11 +268,10 @@ class Staggered(PoolPolicy):
             clock.slot_s = math.inf
 
     def _round_trip_s(self) -> float:
-        """Return the time from a decision to its effect and back. Low among those seen: others waited for a
-        pass of decodes.
+        """Return the time from a decision to its effect and back, at least L_net. Low among those seen: others
+        waited for a pass of decodes.
         """
-        seen_s = self._round_trips_s.quantile(_QUICK)
-        return self.settings.network_s if seen_s is None else seen_s
+        return max(self.settings.network_s, self._round_trips_s.quantile(_QUICK) or 0.0)
 
     def _predict_s(self, tokens: list[int]) -> float:
         """Guess how long a pass with these tokens per rank takes; 0 before anything is known."""
