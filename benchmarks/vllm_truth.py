@@ -5,19 +5,20 @@
     python -m benchmarks.vllm_truth report --out out              # of what was measured into that folder
 
 One server per policy (`vllm-v1` is vLLM's own schedule), tiny random Llama on the CPU, one core for the
-engine and one for its front end and this client. Each is asked three times: requests one at a time (what HTTP
-and the front end add), a load with seed 1 (from whose steps `headway calibrate` fits the engine), a load with
-seed 2. The simulator then gets the requests of both loads as they were sent, and its second load is held
-against the measured one: nothing of that load went into its calibration.
+engine and one for its front end and this client. Each is asked for requests one at a time (what HTTP
+and the front end add), then loads with seeds 1, 2 and 3. The engine is fitted to the steps of the first and
+the last of them, as `headway calibrate` does: what drifts on the machine is in both. The simulator gets all
+requests as they were sent, and its load with seed 2 is held against the measured one: nothing of that load
+went into the calibration.
 """
 
 import argparse
 import asyncio
 import csv
 import json
-import math
 import sys
 import time
+from bisect import bisect
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -50,6 +51,8 @@ from models import tiny_llama
 from servers import Engine, serving
 
 SEATS = 256
+#: Loads and their seeds, in order.
+LOADS = (("calibration", 1), ("truth", 2), ("calibration", 3))
 #: Longer than a recorder keeps steps back.
 SETTLE_S = 1.5
 #: Requests that are served alone: four lengths, several times each.
@@ -123,7 +126,7 @@ def measure(given: argparse.Namespace) -> None:
             served = Served(given, server.url)
             served.ask("warm", _items(workload, given, 98, seconds=10.0), 98)
             served.ask("alone", ALONE, 97)
-            for phase, seed in (("calibration", 1), ("truth", 2)):
+            for phase, seed in LOADS:
                 served.ask(phase, _items(workload, given, seed, given.seconds), seed)
             time.sleep(SETTLE_S)
             record = {"policy": policy, "slo": [given.ttft, given.tpot], "budget": given.budget}
@@ -159,7 +162,7 @@ def report(given: argparse.Namespace) -> None:
 
 
 def calibrated(given: argparse.Namespace, record: dict[str, Any]) -> ClusterSpec:
-    """Fit the engine to the steps of the load with seed 1; write OUT/calibration.csv and OUT/cluster.toml."""
+    """Fit the engine to the steps of seeds 1 and 3; write OUT/calibration.csv and OUT/cluster.toml."""
     steps = steps_in(given, record, "calibration", given.out / "calibration.csv")
     gap_s = host_gap_s(steps)
     own = without_gap(steps, gap_s)
@@ -178,16 +181,16 @@ def calibrated(given: argparse.Namespace, record: dict[str, Any]) -> ClusterSpec
     (given.out / "cluster.toml").write_text(text)
     print(text)
     cluster = ClusterSpec.from_toml(given.out / "cluster.toml")
-    show_errors(f"{record['policy']}, seed 1", cluster.pools[0], steps)
+    show_errors(f"{record['policy']}, seeds 1 and 3", cluster.pools[0], steps)
     return cluster
 
 
 def steps_in(given: argparse.Namespace, record: dict[str, Any], phase: str, path: Path) -> list[Step]:
-    """Write the steps of one load into a file of their own, and read it as `headway calibrate` does."""
-    begins = [each["start_s"] for each in record["phases"]] + [math.inf]
-    number = [each["phase"] for each in record["phases"]].index(phase)
+    """Write the steps of one kind of load into a file, and read it as `headway calibrate` does."""
+    begins_s = [each["start_s"] for each in record["phases"]]
+    names = ["", *(each["phase"] for each in record["phases"])]
     rows = read_rows(steps_of(given, record["policy"]))
-    own = [row for row in rows if begins[number] <= row["ended_s"] < begins[number + 1]]
+    own = [row for row in rows if names[bisect(begins_s, row["ended_s"])] == phase]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, own[0].keys())
         writer.writeheader()
@@ -249,7 +252,7 @@ def front_latencies(alone: dict[str, Any], rows: Sequence[dict[str, Any]]) -> tu
 
 
 def simulated(cluster: ClusterSpec, record: dict[str, Any]) -> list[Outcome]:
-    """Serve all that the real engine was sent, when it was sent; return the outcomes of the last load."""
+    """Serve all that the real engine was sent, when it was sent; return the outcomes of seed 2."""
     begun_s = record["phases"][0]["start_s"]
     items = [
         Item(phase["start_s"] - begun_s + sent_s, prompt, output)
@@ -257,13 +260,15 @@ def simulated(cluster: ClusterSpec, record: dict[str, Any]) -> list[Outcome]:
         for sent_s, prompt, output, _, _ in phase["outcomes"]
     ]
     result = simulate(cluster, items, "round-robin", record["policy"], slo=Slo(*record["slo"]))
-    return result.outcomes[-len(record["phases"][-1]["outcomes"]) :]
+    names = [phase["phase"] for phase in record["phases"] for _ in phase["outcomes"]]
+    return [outcome for outcome, name in zip(result.outcomes, names, strict=True) if name == "truth"]
 
 
 def compare(record: dict[str, Any], outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
     """Return rows: percentiles measured and simulated."""
     real = []
-    for number, (sent_s, prompt, output, token_s, end_s) in enumerate(record["phases"][-1]["outcomes"]):
+    truth = next(phase for phase in record["phases"] if phase["phase"] == "truth")
+    for number, (sent_s, prompt, output, token_s, end_s) in enumerate(truth["outcomes"]):
         real.append(Outcome(str(number), sent_s, prompt, output, Slo(*record["slo"])))
         real[-1].first_token_s, real[-1].finished_s = token_s, end_s
     rows = []
