@@ -9,8 +9,10 @@ POLICY ?= staggered
 VLLM   ?= 0.32.0
 # The newest version of vLLM in .venv-vllm, others beside it: make test-engine VLLM=0.31.0 uses .venv-vllm-0.31.
 ENGINE ?= .venv-vllm$(if $(filter-out 0.32.0,$(VLLM)),-$(basename $(VLLM)))
+OLDER  := 0.31.0 0.30.0
+ENGINE_TESTS ?= tests/engine
 
-.PHONY: help setup demo serve demo-live test lint types layers unit sockets test-engine bench clean
+.PHONY: help setup demo serve demo-live test lint types layers unit sockets test-engine test-engines bench clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
@@ -53,8 +55,14 @@ unit: setup      ## the fast tests: no network, no clock
 sockets: setup   ## the tests with real sockets and headless Chromium (skipped where it is not installed)
 	$(BIN)/pytest $(SOCKETS) || $(BIN)/pytest --last-failed $(SOCKETS)
 
+# Like the sockets: real servers share the machine with others, what fails is tried once more.
 test-engine: $(ENGINE)/.ready-$(VLLM) ## the tests with real vLLM servers on the CPU, in .venv-vllm (VLLM=0.32.0)
-	$(ENGINE)/bin/python -m pytest tests/engine
+	$(ENGINE)/bin/python -m pytest $(ENGINE_TESTS) || $(ENGINE)/bin/python -m pytest --last-failed $(ENGINE_TESTS)
+
+test-engines: test-engine ## and those of the scheduler under the older versions of vLLM that are supported
+	for version in $(OLDER); do \
+	    $(MAKE) --no-print-directory test-engine VLLM=$$version ENGINE_TESTS='$(wildcard tests/engine/test_scheduler*.py)' || exit 1; \
+	done
 
 $(ENGINE)/.ready-$(VLLM): pyproject.toml tests/engine/setup_engine.py $(wildcard tests/engine/lockstep_plugin/*)
 	$(PYTHON) tests/engine/setup_engine.py $(ENGINE) $(VLLM)
@@ -64,4 +72,4 @@ bench: setup     ## speed: simulated steps/s, decision and plan times
 	$(BIN)/python -m benchmarks
 
 clean:           ## remove what the targets made
-	rm -rf $(VENV) $(ENGINE) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm* $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

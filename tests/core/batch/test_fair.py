@@ -33,6 +33,14 @@ def test_the_budget_is_never_under_one_tpot():
     assert chunks(plan)[0] == (long, near(2249))
 
 
+def test_rule_2_a_least_budget_under_one_tpot_lets_a_late_decode_catch_up():
+    long, late = prompt(8000, at=0.9), decode(at=0.0, generated=1)  # due at 1.05
+    view = FakeView(waiting=[long], decodes=[late])
+    catches_up = make("fair:least_budget=0.8")
+    assert chunks(catches_up.plan(view, now=5.0))[0] == (long, near(1749))  # a step of 40 ms
+    assert chunks(catches_up.plan(view, now=1.005))[0] == (long, near(1999))  # 45 ms of slack: no shorter
+
+
 def test_with_no_decode_running_the_token_cap_is_the_only_limit():
     long = prompt(20_000)
     assert chunks(make().plan(FakeView(waiting=[long]), now=0.0)) == [(long, 8192)]

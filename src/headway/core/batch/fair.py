@@ -4,7 +4,9 @@ Rule 1. [P] Output token j is due at `arrival + ttft + j·tpot`. The line does n
    early banks slack, a late one can be made good. [+] With `anchor=first-token` the line starts at the
    first token if that came before `arrival + ttft`: TPOT as users measure it.
 Rule 2. [P; scope R] The time budget of a step is `max(least slack, least tpot)` over the running decodes.
-   With none running nobody waits for the step to end: the engine's token cap is the only limit.
+   With none running nobody waits for the step to end: the engine's token cap is the only limit. [+] With
+   `least_budget` under 1 it is `max(least slack, least_budget · least tpot)`: a decode that is a little late
+   catches up, where steps of a whole TPOT would keep it as late as it is to its end.
 Rule 3. [P] Three groups, each by slack: decodes whose slack is under `budget + least tpot` (urgent),
    prompts begun and then waiting ones, the other decodes. Added while the predicted time stays within the
    budget; the chunk of a prompt is what the budget leaves. A decode with slack that is left out keeps its
@@ -66,6 +68,13 @@ class FairSettings(Settings):
     margin_quantile: float = setting(
         0.9, "share of steps that should end within their budget", unit="share", at_least=0.0, at_most=1.0
     )
+    least_budget: float = setting(
+        1.0,
+        "least time budget of a step, of the TPOT target: 1 as in the paper; less lets a late decode catch up",
+        unit="share",
+        at_least=0.1,
+        at_most=1.0,
+    )
     forgetting: float = setting(
         0.99,
         "weight of past steps at each new one, in learning step times",
@@ -105,7 +114,7 @@ class Fair(BatchPolicy):
             tokens = min(self.settings.learning_tokens, view.token_cap - len(decodes))
             return Plan(fill(view, tokens))
         slacks, tpot_s = self._slacks(decodes, now)
-        budget_s = max(min(slacks), tpot_s)
+        budget_s = max(min(slacks), self.settings.least_budget * tpot_s)
         if not prompts:
             return self._decodes_only(view, slacks, budget_s, tpot_s)
         return self._mixed(view, now, slacks, budget_s, tpot_s)

@@ -1,8 +1,8 @@
 """Triage, our own [+]: in overload first come first serves nobody in time, so serve those who can still
 make it.
 
-Rule 1. The step is `fair`'s, its deadline line anchored at the first token. Only the order of prompts
-   differs.
+Rule 1. The step is `fair`'s, its deadline line anchored at the first token, and steps short enough for late
+   decodes to catch up (`least_budget`). Beyond that only the order of prompts differs.
 Rule 2. A prompt that would miss its TTFT target even if it came next is relegated: it is served with what the
    others leave, prompts begun first (they hold KV), then first come first.
 Rule 3. The others come in order of arrival while all of them make it that way; under pressure shortest
@@ -35,6 +35,13 @@ class TriageSettings(FairSettings):
     anchor: Literal["arrival", "first-token"] = setting(
         "first-token",
         "where the deadline line starts: arrival + TTFT target (paper), or the first token if sooner",
+    )
+    least_budget: float = setting(
+        0.8,
+        "least time budget of a step, of the TPOT target: 1 as in the paper; less lets a late decode catch up",
+        unit="share",
+        at_least=0.1,
+        at_most=1.0,
     )
     aging_tokens_s: float = setting(
         2000.0, "tokens a prompt counts shorter for each second it waited", unit="tokens/s", at_least=0.0
