@@ -70,7 +70,7 @@ def test_what_remains_of_a_prompt_begun_is_what_counts():
 def test_its_line_starts_at_the_first_token():
     early, long = decode(at=0.0, generated=1, first=0.1), prompt(8000, at=0.1)
     plan = make().plan(FakeView(waiting=[long], decodes=[early]), now=0.12)
-    assert plan.prefills[0][1] == pytest.approx(2249, rel=0.01)
+    assert plan.prefills[0][1] == pytest.approx(1749, rel=0.01)
 
 
 def run_overload(policy, lost, steps):

@@ -70,7 +70,7 @@ class FairSettings(Settings):
     )
     least_budget: float = setting(
         1.0,
-        "least time budget of a step, of the TPOT target: 1 as in the paper; less lets a late decode catch up",
+        "least time budget of a step, of the TPOT target: under 1 a late decode catches up",
         unit="share",
         at_least=0.1,
         at_most=1.0,
