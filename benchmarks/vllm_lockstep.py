@@ -319,13 +319,14 @@ async def _first_look(given: argparse.Namespace, engine: Mapping[str, Any], work
 
 
 def _between_s(outcomes: Sequence[Outcome], passes: Sequence[Pass]) -> tuple[float, float]:
-    """Return what lies between client and pass, and between its end and the first token at the client."""
+    """Return medians, in s: from a client to its pass, and from there to the first token."""
     there, back = [], []
     for one in outcomes:
         (own,) = [p for p in passes if any(p.ran_tokens) and 0.0 < p.at_s - one.arrival_s < PROBE_GAP_S]
-        there.append(own.at_s - own.duration_s - one.arrival_s)
-        back.append(_ttft_s(one) - (own.at_s - one.arrival_s))
-    return float(np.median(there)), max(0.0, float(np.median(back)))
+        ended_s = min(own.at_s - one.arrival_s, _ttft_s(one))  # whoever brought the news first
+        there.append(ended_s - own.duration_s)
+        back.append(_ttft_s(one) - ended_s)
+    return float(np.median(there)), float(np.median(back))
 
 
 def _ttft_s(outcome: Outcome) -> float:
@@ -522,7 +523,9 @@ def report(given: argparse.Namespace) -> None:
         f"vLLM on the CPU, tiny MoE, {RANKS} ranks in lockstep, chunk {chunk}, "
         f"{told['workload']} × {told['scale']}, capacity {head['capacity_rps']:.2f} rps"
     )
-    Console(width=None if sys.stdout.isatty() else 170).print(to_rich(grid(shown, title), width=170))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for table in (ttft_grid(shown, title), pass_grid(shown, title)):
+        console.print(to_rich(table, width=140))
     print(_fit_line(fitted))
     figure(shown, title).savefig(given.out / "vllm_lockstep.png", dpi=160, facecolor="white")
     numbers = {
@@ -554,35 +557,55 @@ def _fit_line(fitted: Fit) -> str:
     return f"passes: {'; '.join(parts)}; jitter {100 * fitted.jitter:.1f}%"
 
 
-_FIGURES: dict[str, tuple[str, Callable[[Run], float]]] = {
-    "mean": ("{:.3f}", lambda run: run.ttft_s["mean"]),
-    "p50": ("{:.3f}", lambda run: run.ttft_s["p50"]),
-    "p99": ("{:.3f}", lambda run: run.ttft_s["p99"]),
-    "chunk use": ("{:.3f}", lambda run: run.chunk_utilisation),
-    "bubble": ("{:.3f}", lambda run: run.bubble),
+_CAPTION = "means over rounds, ± half of their span"
+_PANELS: dict[str, Callable[[Run], float]] = {
+    "mean TTFT, s": lambda run: run.ttft_s["mean"],
+    "P99 TTFT, s": lambda run: run.ttft_s["p99"],
+    "chunk utilisation": lambda run: run.chunk_utilisation,
+    "bubble": lambda run: run.bubble,
 }
 
 
-def grid(shown: Sequence[Shown], title: str) -> Grid:
-    """A row for each load and contender: means over the rounds, ± half of what they span."""
-    columns = [Column("load"), Column("contender", text=True)]
-    columns += [Column(f"TTFT {name}" if name[0] in "mp" else name) for name in _FIGURES]
-    columns += [Column(f"gap {name}", "ms") for name in ("p50", "p99", "max")]
-    columns += [Column(f"sim {name}") for name in ("mean", "p50", "p99", "chunk use")]
-    columns.append(Column("lost"))
+def ttft_grid(shown: Sequence[Shown], title: str) -> Grid:
+    """Times to the first token by load and contender: measured, simulated, and the mean beside that of
+    `vllm` in the same round.
+    """
+    heads = ("mean", "p50", "p99")
+    columns = [
+        Column("load"),
+        Column("contender", text=True),
+        *(Column(f"TTFT {head}", "s") for head in heads),
+    ]
+    columns += [*(Column(f"sim {head}", "s") for head in heads), Column(f"mean / {DIRECT}"), Column("lost")]
+    means_s = {(s.run.load, s.run.seed): s.run.ttft_s["mean"] for s in shown if s.run.policy == DIRECT}
     rows = []
     for (load, name), own in _grouped(shown).items():
-        cells = [_spread([get(s.run) for s in own], form) for form, get in _FIGURES.values()]
-        cells += [_spread([s.gaps_ms[key] for s in own], "{:.0f}") for key in ("p50", "p99", "max")]
-        for key in ("mean", "p50", "p99", "chunk use"):
-            form, get = _FIGURES[key]
-            told = [get(s.simulated) for s in own if s.simulated]
-            cells.append(form.format(sum(told) / len(told)) if told else "")
+        cells = [_spread([s.run.ttft_s[head] for s in own], "{:.3f}") for head in heads]
+        cells += [_spread([s.simulated.ttft_s[head] for s in own if s.simulated], "{:.3f}") for head in heads]
+        there = [s.run for s in own if (s.run.load, s.run.seed) in means_s]
+        cells.append(_spread([r.ttft_s["mean"] / means_s[r.load, r.seed] for r in there], "{:.2f}"))
         lost = sum(s.run.requests - s.run.completed for s in own)
         rows.append((f"{load:g}", name, *cells, str(lost)))
-    return Grid(
-        title, tuple(columns), tuple(rows), caption="TTFT in s; means over rounds, ± half of their span"
-    )
+    return Grid(title, tuple(columns), tuple(rows), caption=_CAPTION)
+
+
+def pass_grid(shown: Sequence[Shown], title: str) -> Grid:
+    """Passes and gaps between tokens by load and contender."""
+    columns = [Column("load"), Column("contender", text=True)]
+    columns += [Column(head) for head in ("chunk use", "sim", "bubble", "sim")]
+    columns += [Column(f"gap {head}", "ms") for head in ("p50", "p99", "max")]
+    rows = []
+    for (load, name), own in _grouped(shown).items():
+        told = [s.simulated for s in own if s.simulated]
+        cells = [
+            _spread([s.run.chunk_utilisation for s in own], "{:.3f}"),
+            _spread([run.chunk_utilisation for run in told], "{:.3f}"),
+            _spread([s.run.bubble for s in own], "{:.3f}"),
+            _spread([run.bubble for run in told], "{:.3f}"),
+        ]
+        cells += [_spread([s.gaps_ms[key] for s in own], "{:.0f}") for key in ("p50", "p99", "max")]
+        rows.append((f"{load:g}", name, *cells))
+    return Grid(title, tuple(columns), tuple(rows), caption=_CAPTION)
 
 
 def _grouped(shown: Sequence[Shown]) -> dict[tuple[float, str], list[Shown]]:
@@ -597,6 +620,8 @@ def _grouped(shown: Sequence[Shown]) -> dict[tuple[float, str], list[Shown]]:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
+    if not values:
+        return ""
     mean = form.format(sum(values) / len(values))
     return mean if len(values) == 1 else f"{mean} ±{form.format((max(values) - min(values)) / 2)}"
 
@@ -605,19 +630,13 @@ def figure(shown: Sequence[Shown], title: str) -> Figure:
     """Mean and P99 TTFT, chunk utilisation and bubble over load: measured in full, simulated dashed."""
     drawn = Figure(figsize=(15.0, 4.2), layout="constrained")
     drawn.suptitle(title, fontsize=10)
-    panels = {
-        "mean TTFT, s": _FIGURES["mean"][1],
-        "P99 TTFT, s": _FIGURES["p99"][1],
-        "chunk utilisation": _FIGURES["chunk use"][1],
-        "bubble": _FIGURES["bubble"][1],
-    }
     groups = _grouped(shown)
     names = list(dict.fromkeys(name for _, name in groups))
-    for axes, (label, value) in zip(drawn.subplots(1, len(panels)), panels.items(), strict=True):
+    for axes, (label, value) in zip(drawn.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
         for name, colour in zip(names, _COLOURS, strict=False):
             loads = [load for load, other in groups if other == name]
             found = [[value(s.run) for s in groups[load, name]] for load in loads]
-            axes.plot(loads, [np.mean(v) for v in found], "-", color=colour, label=name)
+            axes.plot(loads, [np.mean(v) for v in found], "o-", ms=4, color=colour, label=name)
             axes.fill_between(loads, list(map(min, found)), list(map(max, found)), color=colour, alpha=0.15)
             told = [[value(s.simulated) for s in groups[load, name] if s.simulated] for load in loads]
             if all(told):
