@@ -268,8 +268,9 @@ class Staggered(PoolPolicy):
             clock.slot_s = math.inf
 
     def _round_trip_s(self) -> float:
-        """Return the time from a decision to its effect and back, at least L_net. Low among those seen: others
-        waited for a pass of decodes.
+        """Return the time from a decision to its effect and back, at least L_net.
+
+        Low among those seen: others waited for a pass of decodes.
         """
         return max(self.settings.network_s, self._round_trips_s.quantile(_QUICK) or 0.0)
 
