@@ -26,6 +26,10 @@ from tempfile import TemporaryDirectory
 
 __all__ = ["Engine", "Server", "free_ports", "serving"]
 
+#: The CPU's default puts scheduler and model into two processes, and the former spins while the latter
+#: computes: on two cores an engine would leave none to its front end. By its dotted name vLLM takes it all the
+#: same; why it would not, threads bound to cores, does not concern an engine of one thread.
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 START_S, END_S, LOOK_S = 300.0, 20.0, 0.1
 LOG_TAIL_BYTES = 6000
 ENVIRONMENT = {
@@ -65,6 +69,7 @@ class Engine:
         command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", self.model.name]
         command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(self.max_model_len)]
         command += ["--max-num-batched-tokens", str(self.batch_tokens)]
+        command += ["--distributed-executor-backend", ONE_PROCESS]
         if self.dummy:
             command += ["--load-format", "dummy"]
         if self.ranks > 1:
