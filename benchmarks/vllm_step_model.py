@@ -45,9 +45,9 @@ def read(path: Path) -> list[StepReport]:
     with path.open(newline="") as file:
         return [
             StepReport(
-                int(row["new_tokens"]),
-                int(row["decodes"]),
-                int(row["context_tokens"]) + int(row["prompt_context_tokens"]),
+                int(float(row["new_tokens"])),
+                int(float(row["decodes"])),
+                int(float(row["context_tokens"]) + float(row["prompt_context_tokens"])),
                 float(row["attention"]),
                 float(row["duration_s"]),
             )

@@ -27,8 +27,8 @@ from tempfile import TemporaryDirectory
 __all__ = ["Engine", "Server", "free_ports", "serving"]
 
 #: The CPU's default puts scheduler and model into two processes, and the former spins while the latter
-#: computes: on two cores an engine would leave none to its front end. By its dotted name vLLM takes it all the
-#: same; why it would not, threads bound to cores, does not concern an engine of one thread.
+#: computes: on two cores an engine would leave none to its front end. By its dotted name vLLM takes it all
+#: the same; why it would not, threads bound to cores, does not concern an engine of one thread.
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 START_S, END_S, LOOK_S = 300.0, 20.0, 0.1
 LOG_TAIL_BYTES = 6000
