@@ -27,6 +27,7 @@ import json
 import math
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -679,6 +680,7 @@ def main() -> None:
     """Do what was asked for."""
     given = options()
     given.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # with its server and gateway
     WHAT[given.what](given)
 
 
