@@ -10,7 +10,7 @@ VLLM   ?= 0.32.0
 # The newest version of vLLM in .venv-vllm, others beside it: make test-engine VLLM=0.31.0 uses .venv-vllm-0.31.
 ENGINE ?= .venv-vllm$(if $(filter-out 0.32.0,$(VLLM)),-$(basename $(VLLM)))
 
-.PHONY: help setup demo serve demo-live test lint types layers unit sockets test-engine bench clean
+.PHONY: help setup demo serve demo-live test lint types layers unit sockets test-engine test-ray bench clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
@@ -47,7 +47,7 @@ layers: setup    ## import-linter: the core is pure, layers point downwards
 SOCKETS := tests/wire tests/emulator tests/gateway tests/e2e
 
 unit: setup      ## the fast tests: no network, no clock
-	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%) --ignore=tests/engine
+	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%) --ignore=tests/engine --ignore=tests/ray
 
 # One by one, and what fails once more: real sockets and a real browser share the machine with others.
 sockets: setup   ## the tests with real sockets and headless Chromium (skipped where it is not installed)
@@ -60,8 +60,16 @@ $(ENGINE)/.ready-$(VLLM): pyproject.toml tests/engine/setup_engine.py $(wildcard
 	$(PYTHON) tests/engine/setup_engine.py $(ENGINE) $(VLLM)
 	@touch $@
 
+test-ray: .venv-ray/.ready ## the tests of sweeps on Ray and of Parquet, in .venv-ray
+	.venv-ray/bin/python -m pytest tests/ray
+
+.venv-ray/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/pip install -q --disable-pip-version-check -e '.[ray,parquet]' 'pytest>=8.3'
+	@touch $@
+
 bench: setup     ## speed: simulated steps/s, decision and plan times
 	$(BIN)/python -m benchmarks
 
 clean:           ## remove what the targets made
-	rm -rf $(VENV) $(ENGINE) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(ENGINE) .venv-ray $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
