@@ -1,26 +1,21 @@
-"""Many simulations at once: what they share, what tells them apart, and how they are spread over processes.
+"""Many simulations at once: what they share, and what tells them apart.
 
-Every name is checked before the first simulation starts. Results come back in the order of the tasks,
-whatever finished first, and equal seeds see equal requests under every policy (common random numbers).
+Every name is checked before the first simulation starts. Equal seeds see equal requests under every policy
+(common random numbers). A task is told from all others by `about`, which names everything its result depends
+on.
 """
 
+import hashlib
 import math
-import multiprocessing
-import os
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from multiprocessing.context import BaseContext
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from headway.core.batch.contract import batch_policies
 from headway.core.cluster import check_cluster
-from headway.core.errors import ConfigError, HeadwayError
+from headway.core.errors import ConfigError
 from headway.core.request import Slo
 from headway.hosts.sim.simulate import SimResult, simulate
 from headway.model.cluster import ClusterSpec
@@ -29,15 +24,21 @@ from headway.report.metrics import Run, summarise
 from headway.report.results import Provenance
 from headway.workload import Workload, load_trace, make_items, parametric
 
-__all__ = ["DEFAULT_WORKLOAD", "Progress", "Setup", "Task", "check_policies", "prepare", "run_tasks"]
+__all__ = [
+    "DEFAULT_LOADS",
+    "DEFAULT_WORKLOAD",
+    "Setup",
+    "Task",
+    "check_policies",
+    "check_positive",
+    "command_line",
+    "prepare",
+    "rates",
+    "seed_range",
+]
 
 DEFAULT_WORKLOAD = "azure-code"
-
-#: Called as (done, all): once when the work is under way, then after each simulation or search.
-Progress = Callable[[int, int], None]
-
-T = TypeVar("T")
-R = TypeVar("R")
+DEFAULT_LOADS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Setup:
     arrivals: str
     requests: int | None
     slo: Slo
+    workload_sha: str
 
     @property
     def nominal_rps(self) -> float:
@@ -71,6 +73,26 @@ class Setup:
             slo=self.slo,
             keep_passes=keep_passes,
         )
+
+    def about(self) -> dict[str, Any]:
+        """Name everything a simulation of this setup depends on but its task, in values that JSON has.
+
+        Cluster and workload are told by digests of their contents beside their names, so that an edited file
+        is another one; the version of Headway stands for its code.
+        """
+        from headway import __version__
+
+        return {
+            "version": __version__,
+            "cluster": self.cluster.name,
+            "cluster_sha": _sha(self.cluster.model_dump_json().encode()),
+            "workload": self.workload.name,
+            "workload_sha": self.workload_sha,
+            "arrivals": self.arrivals,
+            "requests": self.requests or len(self.workload),
+            "slo_ttft_s": self.slo.ttft_s,
+            "slo_tpot_s": self.slo.tpot_s,
+        }
 
     def provenance(self, command: str, seeds: Sequence[int], requests: int) -> Provenance:
         """Describe what results of this setup rest on."""
@@ -101,6 +123,10 @@ class Task:
     load: float | None
     rps: float
     seed: int
+
+    def about(self) -> dict[str, Any]:
+        """Name what tells this simulation from others of its setup."""
+        return asdict(self)
 
     def summarise(self, result: SimResult) -> Run:
         """Condense a result into the record that is reported."""
@@ -140,7 +166,7 @@ def prepare(
     slo = replace(spec.slo, **{name: value for name, value in changes.items() if value is not None})
     arrivals = arrivals or ("recorded" if trace is not None else "poisson")
     make_items(source, rps=1.0, arrivals=arrivals, requests=requests, seed=0)  # speak up now, not in a worker
-    return Setup(spec, source, arrivals, requests, slo)
+    return Setup(spec, source, arrivals, requests, slo, _workload_sha(source))
 
 
 def check_policies(cluster: ClusterSpec, policies: Sequence[str], batch: Sequence[str]) -> None:
@@ -165,81 +191,42 @@ def check_positive(what: str, values: Sequence[float]) -> None:
             raise ConfigError(f"{what} must be a positive number, got {value!r}")
 
 
-def run_tasks(
-    work: Callable[[Setup, T], R],
-    setup: Setup,
-    tasks: Sequence[T],
-    *,
-    workers: int | None,
-    progress: Progress | None,
-) -> list[R]:
-    """Return `[work(setup, task) for task in tasks]`, computed by `workers` processes (None: one per core).
-
-    `work` must be a module-level function. Raises what `work` raises; KeyboardInterrupt leaves no process
-    behind.
-    """
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, got {workers}")
-    workers = min(workers or os.cpu_count() or 1, len(tasks))
-    report = progress or (lambda done, total: None)
-    if workers == 1:
-        return _run_here(work, setup, tasks, report)
-    return _run_in_processes(work, setup, tasks, workers, report)
+def rates(
+    setup: Setup, load: Sequence[float] | None, rps: Sequence[float] | None
+) -> list[tuple[float | None, float]]:
+    """Pairs (load, requests per second); load is None where the rate was given itself."""
+    if load is not None and rps is not None:
+        raise ConfigError("give load or rps, not both")
+    if rps is not None:
+        check_positive("rps", rps)
+        return [(None, rate) for rate in rps]
+    load = DEFAULT_LOADS if load is None else load
+    check_positive("load", load)
+    return [(fraction, fraction * setup.nominal_rps) for fraction in load]
 
 
-def _run_here(work: Callable[[Setup, T], R], setup: Setup, tasks: Sequence[T], report: Progress) -> list[R]:
-    results = []
-    report(0, len(tasks))
-    for done, task in enumerate(tasks, start=1):
-        results.append(work(setup, task))
-        report(done, len(tasks))
-    return results
+def seed_range(seed: int, seeds: int) -> list[int]:
+    """The seeds from `seed` on. Raises ConfigError for none."""
+    if seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, got {seeds}")
+    return list(range(seed, seed + seeds))
 
 
-def _run_in_processes(
-    work: Callable[[Setup, T], R], setup: Setup, tasks: Sequence[T], workers: int, report: Progress
-) -> list[R]:
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, _context(), initializer=_start_worker, initargs=(work, setup))
-    try:
-        with warnings.catch_warnings():
-            # The threads it warns of are a linear algebra library's, idle, with fork handlers of their own.
-            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-            futures: list[Future[R]] = [pool.submit(_run_in_worker, task) for task in tasks]
-        report(0, len(tasks))
-        for done, future in enumerate(as_completed(futures), start=1):
-            future.result()
-            report(done, len(tasks))
-        return [future.result() for future in futures]
-    except BrokenProcessPool:
-        raise HeadwayError("a worker process died, perhaps for lack of memory: try fewer --workers") from None
-    except BaseException:
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+def command_line() -> str:
+    """The command that started this process, as one would type it."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def _context() -> BaseContext:
-    """Fork where that is safe: a script then needs no `__main__` guard, and workers share its memory."""
-    if "fork" in multiprocessing.get_all_start_methods() and threading.active_count() == 1:
-        return multiprocessing.get_context("fork")
-    return multiprocessing.get_context("spawn")
+def _workload_sha(workload: Workload) -> str:
+    items = workload.items
+    columns = (items.arrivals_s, items.prompt_tokens, items.output_tokens)
+    prefixes = (repr(prefix).encode() for prefix in items.prefixes)
+    return _sha(*(column.tobytes() for column in columns), b"%d" % items.prefix_block_tokens, *prefixes)
 
 
-_worker: tuple[Callable[[Setup, Any], Any], Setup] | None = None
-
-
-def _start_worker(work: Callable[[Setup, Any], Any], setup: Setup) -> None:
-    global _worker
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent alone answers it
-    _worker = (work, setup)
-
-
-def _run_in_worker(task: Any) -> Any:
-    assert _worker is not None
-    work, setup = _worker
-    return work(setup, task)
+def _sha(*parts: bytes) -> str:
+    """A digest short enough to read and long enough never to meet another."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
