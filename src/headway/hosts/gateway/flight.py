@@ -14,11 +14,11 @@ from headway.core.actions import Dispatch, Recall, Reject
 from headway.core.errors import EngineError
 from headway.core.events import Event, Finished, Role
 from headway.core.request import Request
-from headway.hosts.gateway.errors import Refusal, bad_request, overloaded
-from headway.hosts.gateway.requests import Call
+from headway.front.errors import Refusal, bad_request, overloaded
+from headway.front.requests import Call
+from headway.front.transport import Sink
+from headway.front.worker import Worker
 from headway.hosts.gateway.tracing import NO_TRACE, Trace
-from headway.hosts.gateway.transport import Sink
-from headway.hosts.gateway.worker import Worker
 
 __all__ = ["Flight", "LegError", "RecalledError"]
 
@@ -101,6 +101,11 @@ class Flight:
         self._awaited: tuple[Role, asyncio.Future[Dispatch]] | None = None
         self._scope: asyncio.Timeout | None = None
         self._cut: Exception | None = None
+
+    @property
+    def trace_id(self) -> str | None:
+        """Of its trace, if it has one."""
+        return self.trace.trace_id
 
     # What the policy says
 

@@ -5,60 +5,41 @@ async with Gateway(GatewayConfig.from_toml("gateway.toml")) as gateway:
 """
 
 import asyncio
-import faulthandler
-import os
-import random
-import resource
-import signal
 import ssl
-import threading
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Self
 
-from headway.core.cluster import ClusterPolicy, create_cluster
-from headway.core.cluster.compose import Disaggregated
-from headway.core.cluster.paired import Paired
-from headway.core.errors import ConfigError
 from headway.core.events import Event
-from headway.hosts.gateway.access import Keys
-from headway.hosts.gateway.admin import AdminSide
-from headway.hosts.gateway.config import GatewayConfig, TlsSpec
-from headway.hosts.gateway.driver import Driver, Observer
-from headway.hosts.gateway.errors import Refusal
+from headway.front.access import Keys
+from headway.front.admin import AdminSide
+from headway.front.driver import Driver, Observer
+from headway.front.errors import Refusal
+from headway.front.lengths import Lengths
+from headway.front.listener import Listener
+from headway.front.logs import AccessLog
+from headway.front.metrics import Metrics
+from headway.front.policy import create_policy
+from headway.front.process import run
+from headway.front.protocol import Handler, HttpRequest, HttpResponse
+from headway.front.tls import tls_context
+from headway.front.transport import HttpTransport
+from headway.front.workers import Workers
+from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.flight import Flight
-from headway.hosts.gateway.lengths import Lengths
-from headway.hosts.gateway.listener import Listener
 from headway.hosts.gateway.live import Live
-from headway.hosts.gateway.logs import AccessLog, logging_as_json
-from headway.hosts.gateway.metrics import Metrics
 from headway.hosts.gateway.observer import Observer as PageObserver
 from headway.hosts.gateway.page import Page, page_is_public
 from headway.hosts.gateway.passthrough import Passthrough
-from headway.hosts.gateway.protocol import Handler, HttpRequest, HttpResponse
 from headway.hosts.gateway.server import PublicSide
 from headway.hosts.gateway.serving import Done, Serving
 from headway.hosts.gateway.tracing import Tracing, make_tracing
-from headway.hosts.gateway.transport import HttpTransport
 from headway.hosts.gateway.worker_api import WorkerApi
-from headway.hosts.gateway.workers import Workers
 
-__all__ = ["Gateway", "create_policy", "serve"]
+__all__ = ["Gateway", "serve"]
 
 #: How often the drain looks whether the last request is over.
 DRAIN_LOOK_S = 0.02
-#: A stop may take this much longer than the drain.
-STOP_PATIENCE_S = 15.0
-
-
-def create_policy(config: GatewayConfig) -> ClusterPolicy:
-    """Build the policy of a configuration: in one pool, in two, or in two at once."""
-    rng = random.Random(f"{config.policy.seed}/policy")
-    policy = create_cluster(config.policy.cluster, disaggregated=bool(config.disaggregated), rng=rng)
-    if config.both_legs_at_once and isinstance(policy, Disaggregated):
-        return Paired(policy.prefill, policy.decode)
-    return policy
 
 
 class Gateway:
@@ -92,7 +73,7 @@ class Gateway:
         self._admin_keys = Keys(config.secret(config.admin.token_env, "admin.token_env"))
         engine_key = config.secret(config.auth.engine_api_key_env, "auth.engine_api_key_env")
         self._engine_headers = {} if engine_key is None else {"Authorization": f"Bearer {engine_key}"}
-        self._tls = None if config.tls is None else _tls_context(config.tls)
+        self._tls = None if config.tls is None else tls_context(config.tls)
         self._lengths = Lengths(config.server.tokenizer)
         self._policy = create_policy(config)
         self._listeners: list[Listener] = []
@@ -240,57 +221,7 @@ class Gateway:
         return await listener.listen(host, port, tls)
 
 
-def _tls_context(tls: TlsSpec) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    for key, file in (("certificate", tls.certificate), ("key", tls.key)):
-        if not os.access(file, os.R_OK):
-            raise ConfigError(f"tls.{key}: cannot read {file}")
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"tls: cannot use {tls.certificate} and {tls.key}: {error}") from None
-    return context
-
-
-def _raise_file_limit() -> None:
-    """Take all the open files we may have: a stream takes two, and the usual soft limit is 1,024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _give_up() -> None:
-    """End the process and say where it hangs; an error output that nobody reads must not block that."""
-    os.set_blocking(2, False)
-    with suppress(OSError):
-        faulthandler.dump_traceback()
-    os._exit(1)
-
-
 async def serve(gateway: Gateway, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Run a gateway until SIGTERM or SIGINT, then drain it. A second signal ends it at once.
-
-    A stop that hangs is a bug; it is cut with a trace of where, for nobody should have to kill a gateway.
-    """
-    loop = asyncio.get_running_loop()
-    _raise_file_limit()
-    stop, now = asyncio.Event(), asyncio.Event()
-
-    def ask() -> None:
-        (now if stop.is_set() else stop).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ask)
-    async with AsyncExitStack() as stack:
-        watchdog = threading.Timer(gateway.config.server.drain_timeout_s + STOP_PATIENCE_S, _give_up)
-        watchdog.daemon = True
-        stack.callback(watchdog.cancel)  # the last to be done
-        stack.enter_context(logging_as_json(gateway.config.logs))
-        await stack.enter_async_context(gateway)
-        on_ready()
-        await stop.wait()
-        watchdog.start()
-        draining = asyncio.ensure_future(gateway.drain())
-        hurried = asyncio.ensure_future(now.wait())
-        await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
-        for task in (draining, hurried):
-            task.cancel()
+    """Run a gateway until SIGTERM or SIGINT, then drain it. A second signal ends it at once."""
+    config = gateway.config
+    await run(gateway, config.logs, config.server.drain_timeout_s, on_ready)

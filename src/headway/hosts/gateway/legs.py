@@ -17,13 +17,13 @@ import msgspec
 
 from headway.core.actions import Dispatch
 from headway.core.events import Event, PrefillDone, Role
-from headway.hosts.gateway.config import LimitsSpec
-from headway.hosts.gateway.errors import Refusal, unavailable
+from headway.front.config import LimitsSpec
+from headway.front.errors import Refusal, unavailable
+from headway.front.transport import Answer, ExhaustedError, Transport, TransportError
+from headway.front.worker import Worker
+from headway.front.workers import Workers
 from headway.hosts.gateway.flight import Flight, LegError
-from headway.hosts.gateway.transport import Answer, ExhaustedError, Transport, TransportError
 from headway.hosts.gateway.usage import Tail, Usage, usage_of
-from headway.hosts.gateway.worker import Worker
-from headway.hosts.gateway.workers import Workers
 
 __all__ = ["EngineSaysNo", "Idle", "Legs"]
 

@@ -15,13 +15,13 @@ import orjson
 
 from headway.core.cluster import Held
 from headway.core.decision_log import encode
-from headway.hosts.gateway.admin import describe
-from headway.hosts.gateway.buffer import Buffer
+from headway.front.admin import describe
+from headway.front.buffer import Buffer
+from headway.front.driver import Driver
+from headway.front.worker import Worker
+from headway.front.workers import Workers
 from headway.hosts.gateway.config import GatewayConfig
-from headway.hosts.gateway.driver import Driver
 from headway.hosts.gateway.observer import Observer, Pass
-from headway.hosts.gateway.worker import Worker
-from headway.hosts.gateway.workers import Workers
 
 __all__ = ["SCHEMA", "Cursor", "Live"]
 

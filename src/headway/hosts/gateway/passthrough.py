@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from urllib.parse import unquote
 
 from headway.core.events import Role
-from headway.hosts.gateway.buffer import Buffer
-from headway.hosts.gateway.config import LimitsSpec
-from headway.hosts.gateway.errors import Refusal, bad_request, unavailable
+from headway.front.buffer import Buffer
+from headway.front.config import LimitsSpec
+from headway.front.errors import Refusal, bad_request, unavailable
+from headway.front.requests import check_passed_on
+from headway.front.transport import Answer, ExhaustedError, Sink, Transport, TransportError
+from headway.front.worker import Worker
+from headway.front.workers import Workers
 from headway.hosts.gateway.legs import Idle
-from headway.hosts.gateway.requests import check_passed_on
-from headway.hosts.gateway.transport import Answer, ExhaustedError, Sink, Transport, TransportError
-from headway.hosts.gateway.worker import Worker
-from headway.hosts.gateway.workers import Workers
 
 __all__ = ["GENERATIONS", "Passthrough"]
 

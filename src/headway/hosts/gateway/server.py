@@ -12,28 +12,21 @@ import secrets
 from collections import Counter
 from itertools import count
 
-import orjson
-
 from headway.core.request import Slo
-from headway.hosts.gateway.access import Keys
+from headway.front.access import Keys
+from headway.front.errors import Refusal, unavailable
+from headway.front.logs import AccessLog
+from headway.front.metrics import Metrics
+from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, json_answer, refused
+from headway.front.requests import read_call, read_targets
+from headway.front.workers import Workers
 from headway.hosts.gateway.config import GatewayConfig
-from headway.hosts.gateway.errors import Refusal, unavailable
-from headway.hosts.gateway.logs import AccessLog
-from headway.hosts.gateway.metrics import Metrics
 from headway.hosts.gateway.passthrough import GENERATIONS, Passthrough
-from headway.hosts.gateway.protocol import ClientSink, HttpRequest, HttpResponse, Routes, refused
-from headway.hosts.gateway.requests import read_call, read_targets
 from headway.hosts.gateway.serving import Serving
-from headway.hosts.gateway.workers import Workers
 
-__all__ = ["PublicSide", "json_answer"]
+__all__ = ["PublicSide"]
 
 _SOUND_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-
-
-def json_answer(value: object, status: int = 200) -> HttpResponse:
-    """Return a value as JSON."""
-    return HttpResponse(status, orjson.dumps(value), {"Content-Type": "application/json"})
 
 
 class PublicSide:

@@ -15,20 +15,20 @@ from itertools import count
 from headway.core.actions import Dispatch
 from headway.core.events import Cancelled, Failed, Role
 from headway.core.request import Request, Slo
-from headway.hosts.gateway.buffer import Buffer, RetryBudget
+from headway.front.buffer import Buffer, RetryBudget
+from headway.front.driver import Driver
+from headway.front.errors import Refusal, bad_request, model_not_found, unavailable
+from headway.front.lengths import Lengths
+from headway.front.prefixes import prefix_of
+from headway.front.requests import Call, targets_for_engines
+from headway.front.transport import Sink, Transport
+from headway.front.worker import State, Worker
+from headway.front.workers import Workers
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.dialects import way_of
-from headway.hosts.gateway.driver import Driver
-from headway.hosts.gateway.errors import Refusal, bad_request, model_not_found, unavailable
 from headway.hosts.gateway.flight import Flight, LegError, RecalledError
 from headway.hosts.gateway.legs import EngineSaysNo, Legs
-from headway.hosts.gateway.lengths import Lengths
-from headway.hosts.gateway.prefixes import prefix_of
-from headway.hosts.gateway.requests import Call, targets_for_engines
 from headway.hosts.gateway.tracing import Trace, Tracing
-from headway.hosts.gateway.transport import Sink, Transport
-from headway.hosts.gateway.worker import State, Worker
-from headway.hosts.gateway.workers import Workers
 
 __all__ = ["Done", "Serving"]
 

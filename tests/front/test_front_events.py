@@ -8,10 +8,10 @@ import pytest
 from standins import StandIn, chat, gateway, run, running, until
 
 from headway.core.events import InstanceDown, InstanceDraining, InstanceUp, PassEnded, Role, Snapshot
+from headway.front.config import InstanceSpec
+from headway.front.inference import Inference
+from headway.front.worker import Worker
 from headway.hosts.emulator.emulator import Emulator
-from headway.hosts.gateway.config import InstanceSpec
-from headway.hosts.gateway.inference import Inference
-from headway.hosts.gateway.worker import Worker
 from headway.model.presets import load_cluster
 from headway.wire.publisher import Publisher
 

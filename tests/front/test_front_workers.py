@@ -9,9 +9,9 @@ from standins import CHAT, StandIn, chat, error_of, gateway, run, running, until
 
 from headway.core.errors import ConfigError
 from headway.core.events import InstanceDown, InstanceDraining, InstanceUp, Snapshot
+from headway.front import admin as admin_side
+from headway.front.scrape import Load, read_metrics
 from headway.hosts.gateway import GatewayConfig
-from headway.hosts.gateway import admin as admin_side
-from headway.hosts.gateway.scrape import Load, read_metrics
 
 
 def watch(front):

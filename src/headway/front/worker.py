@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import Protocol
 
 from headway.core.events import InstanceUp
-from headway.hosts.gateway.config import InstanceSpec
-from headway.hosts.gateway.events import Listener
-from headway.hosts.gateway.inference import Inference
+from headway.front.config import InstanceSpec
+from headway.front.events import Listener
+from headway.front.inference import Inference
 
 __all__ = ["Leg", "State", "Worker"]
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from headway.hosts.gateway.config import LimitsSpec
-from headway.hosts.gateway.errors import overloaded
+from headway.front.config import LimitsSpec
+from headway.front.errors import overloaded
 
 __all__ = ["Buffer", "RetryBudget"]
 

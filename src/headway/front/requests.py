@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from headway.core.request import Slo
-from headway.hosts.gateway.errors import Refusal, bad_request
+from headway.front.errors import Refusal, bad_request
 
 __all__ = ["Call", "check_passed_on", "read_call", "read_targets", "targets_for_engines"]
 

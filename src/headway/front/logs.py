@@ -21,8 +21,8 @@ from typing import TextIO
 
 import orjson
 
-from headway.hosts.gateway.config import LogsSpec
-from headway.hosts.gateway.flight import Flight
+from headway.front.config import LogsSpec
+from headway.front.over import Over
 
 __all__ = ["AccessLog", "JsonLines", "logging_as_json"]
 
@@ -41,10 +41,10 @@ access = logging.getLogger("headway.access")
 class AccessLog:
     """Logs requests that are over to the logger `headway.access`, where that is listened to."""
 
-    def done(self, flight: Flight, status: int) -> None:
+    def done(self, over: Over, status: int) -> None:
         """Log a request that was taken in."""
         if access.isEnabledFor(logging.INFO):
-            _log("request", _fields(flight, status))
+            _log("request", _fields(over, status))
 
     def refused(self, path: str, request_id: str, status: int, code: str) -> None:
         """Log a request that was refused at the door. `code`: the error's."""
@@ -71,25 +71,25 @@ def _path(path: str) -> str:
     return path.partition("?")[0][:MOST_NAME]
 
 
-def _fields(flight: Flight, status: int) -> dict[str, object]:
-    request = flight.request
+def _fields(over: Over, status: int) -> dict[str, object]:
+    request = over.request
     return {
         "request_id": request.id,
-        "trace_id": flight.trace.trace_id,
-        "path": flight.call.path,
+        "trace_id": over.trace_id,
+        "path": over.call.path,
         "status": status,
-        "code": flight.code or None,
-        "model": None if flight.call.model is None else flight.call.model[:MOST_NAME],
-        "stream": flight.call.stream,
+        "code": over.code or None,
+        "model": None if over.call.model is None else over.call.model[:MOST_NAME],
+        "stream": over.call.stream,
         "priority": request.priority,
-        "prompt_tokens": request.prompt_tokens if flight.prompt_tokens is None else flight.prompt_tokens,
-        "output_tokens": flight.output_tokens,
-        "queue_s": _span_s(request.arrival_s, flight.dispatched_s),
-        "ttft_s": _span_s(request.arrival_s, flight.first_byte_s) if flight.call.stream else None,
-        "duration_s": _span_s(request.arrival_s, flight.ended_s),
-        "instances": flight.instances,
-        "why": flight.why,
-        "failed_legs": flight.attempts,
+        "prompt_tokens": request.prompt_tokens if over.prompt_tokens is None else over.prompt_tokens,
+        "output_tokens": over.output_tokens,
+        "queue_s": _span_s(request.arrival_s, over.dispatched_s),
+        "ttft_s": _span_s(request.arrival_s, over.first_byte_s) if over.call.stream else None,
+        "duration_s": _span_s(request.arrival_s, over.ended_s),
+        "instances": over.instances,
+        "why": over.why,
+        "failed_legs": over.attempts,
     }
 
 

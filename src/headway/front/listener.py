@@ -9,8 +9,8 @@ from email.utils import formatdate
 from time import time
 
 from headway.core.errors import ConfigError
-from headway.hosts.gateway.errors import Refusal
-from headway.hosts.gateway.protocol import Connection, Handler
+from headway.front.errors import Refusal
+from headway.front.protocol import Connection, Handler
 
 __all__ = ["Listener"]
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from standins import StandIn, chat, gateway, run
 
 from headway.core.events import Arrived
-from headway.hosts.gateway.prefixes import BLOCK_BYTES, BLOCK_IDS, MOST_BLOCKS, prefix_of
-from headway.hosts.gateway.requests import read_call
+from headway.front.prefixes import BLOCK_BYTES, BLOCK_IDS, MOST_BLOCKS, prefix_of
+from headway.front.requests import read_call
 
 LONG = "once upon a time " * 400  # 6,800 bytes
 

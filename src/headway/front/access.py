@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from headway.hosts.gateway.errors import Refusal
+from headway.front.errors import Refusal
 
 __all__ = ["Keys"]
 

@@ -11,7 +11,7 @@ import msgspec
 
 from headway.core.errors import ConfigError
 from headway.core.estimate.prompt_length import PromptLength
-from headway.hosts.gateway.requests import Call
+from headway.front.requests import Call
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

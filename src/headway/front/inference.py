@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from headway.core.events import PassEnded, Snapshot
-from headway.hosts.gateway.driver import CallAt
+from headway.front.driver import CallAt
 
 __all__ = ["Inference", "Instance"]
 

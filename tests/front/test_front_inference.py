@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from test_gateway_driver import VirtualClock
+from test_front_driver import VirtualClock
 
 from headway.core.events import PassEnded
-from headway.hosts.gateway.inference import FIRST_PASS_S, FIRST_TOKEN_S, Inference
-from headway.hosts.gateway.scrape import read_loads, read_metrics
+from headway.front.inference import FIRST_PASS_S, FIRST_TOKEN_S, Inference
+from headway.front.scrape import read_loads, read_metrics
 from headway.hosts.gateway.usage import Tail, Usage, usage_of
 
 

@@ -34,13 +34,13 @@ from headway.core.events import (
     Role,
     Snapshot,
 )
-from headway.hosts.gateway.config import GatewayConfig, InstanceSpec
-from headway.hosts.gateway.driver import CallAt
-from headway.hosts.gateway.events import Listener
-from headway.hosts.gateway.inference import Inference
-from headway.hosts.gateway.scrape import Load, read_loads, read_metrics
-from headway.hosts.gateway.transport import ExhaustedError, Transport, TransportError
-from headway.hosts.gateway.worker import State, Worker
+from headway.front.config import FrontConfig, InstanceSpec
+from headway.front.driver import CallAt
+from headway.front.events import Listener
+from headway.front.inference import Inference
+from headway.front.scrape import Load, read_loads, read_metrics
+from headway.front.transport import ExhaustedError, Transport, TransportError
+from headway.front.worker import State, Worker
 
 __all__ = ["Workers"]
 
@@ -74,7 +74,7 @@ class Workers:
 
     def __init__(
         self,
-        config: GatewayConfig,
+        config: FrontConfig,
         transport: Transport,
         feed: Callable[[Event], Any],
         *,

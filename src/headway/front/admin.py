@@ -15,15 +15,14 @@ from urllib.parse import unquote
 import orjson
 
 from headway.core.errors import ConfigError
-from headway.hosts.gateway.access import Keys
-from headway.hosts.gateway.config import parse_instance
-from headway.hosts.gateway.driver import Driver
-from headway.hosts.gateway.errors import Refusal, bad_request
-from headway.hosts.gateway.metrics import Metrics
-from headway.hosts.gateway.protocol import HttpRequest, HttpResponse, Routes, refused
-from headway.hosts.gateway.server import json_answer
-from headway.hosts.gateway.worker import Worker
-from headway.hosts.gateway.workers import Workers
+from headway.front.access import Keys
+from headway.front.config import parse_instance
+from headway.front.driver import Driver
+from headway.front.errors import Refusal, bad_request
+from headway.front.metrics import Metrics
+from headway.front.protocol import HttpRequest, HttpResponse, Routes, json_answer, refused
+from headway.front.worker import Worker
+from headway.front.workers import Workers
 
 __all__ = ["AdminSide", "describe"]
 

@@ -21,7 +21,7 @@ from headway.core.events import (
     Role,
     TimerFired,
 )
-from headway.hosts.gateway.driver import IDLE_WAKE_DELAY_S, MAX_IDLE_WAKES, Driver
+from headway.front.driver import IDLE_WAKE_DELAY_S, MAX_IDLE_WAKES, Driver
 from headway.testing import ScriptedHost, arrived, pass_ended, request, up
 
 SEED = 7

@@ -9,7 +9,7 @@ them.
 
 from collections.abc import Iterator, Sequence
 
-from headway.hosts.gateway.requests import OTHER_PART, Call
+from headway.front.requests import OTHER_PART, Call
 
 __all__ = ["prefix_of"]
 

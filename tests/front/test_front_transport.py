@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from standins import StandIn, chat, error_of, gateway, run, until
 
-from headway.hosts.gateway.transport import HIGH_WATER_BYTES, HttpTransport, TransportError
-from headway.hosts.gateway.worker import State
+from headway.front.transport import HIGH_WATER_BYTES, HttpTransport, TransportError
+from headway.front.worker import State
 
 
 class Server:

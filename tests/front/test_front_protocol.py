@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 import pytest
 from standins import run, until
 
-from headway.hosts.gateway.errors import Refusal
-from headway.hosts.gateway.listener import Listener
-from headway.hosts.gateway.protocol import ClientSink, HttpResponse, refused
+from headway.front.errors import Refusal
+from headway.front.listener import Listener
+from headway.front.protocol import ClientSink, HttpResponse, refused
 
 GET = b"GET /a?x=1&y=%202 HTTP/1.1\r\nHost: here\r\n\r\n"
 POST = b"POST /b HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\n"

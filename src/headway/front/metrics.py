@@ -12,10 +12,10 @@ from prometheus_client.core import GaugeMetricFamily
 
 from headway.core.actions import Action, Dispatch, Poll, Recall, Reject
 from headway.core.events import Event, InstanceUp, PassEnded
-from headway.hosts.gateway.buffer import Buffer
-from headway.hosts.gateway.flight import Flight
-from headway.hosts.gateway.worker import State
-from headway.hosts.gateway.workers import Workers
+from headway.front.buffer import Buffer
+from headway.front.over import Over
+from headway.front.worker import State
+from headway.front.workers import Workers
 
 __all__ = ["Metrics"]
 
@@ -150,27 +150,27 @@ class Metrics:
         """Count a request that never came to be served."""
         self._count(self._requests, str(status))
 
-    def done(self, flight: Flight, status: int) -> None:
+    def done(self, over: Over, status: int) -> None:
         """Count a request that is over."""
         self._count(self._requests, str(status))
-        arrived_s = flight.request.arrival_s
-        self._length.observe(flight.request.prompt_tokens)
-        if flight.dispatched_s is not None:
-            self._queue.observe(flight.dispatched_s - arrived_s)
-        if status == 200 and flight.first_byte_s is not None and flight.ended_s is not None:
-            self._served(flight, flight.first_byte_s - arrived_s, flight.ended_s - flight.first_byte_s)
-            self._whole.observe(flight.ended_s - arrived_s)
+        arrived_s = over.request.arrival_s
+        self._length.observe(over.request.prompt_tokens)
+        if over.dispatched_s is not None:
+            self._queue.observe(over.dispatched_s - arrived_s)
+        if status == 200 and over.first_byte_s is not None and over.ended_s is not None:
+            self._served(over, over.first_byte_s - arrived_s, over.ended_s - over.first_byte_s)
+            self._whole.observe(over.ended_s - arrived_s)
 
-    def _served(self, flight: Flight, ttft_s: float, decode_s: float) -> None:
-        slo = flight.request.slo
-        self._prompt.inc(flight.prompt_tokens or flight.request.prompt_tokens)
-        self._output.inc(flight.output_tokens or 0)
-        if not flight.call.stream:
+    def _served(self, over: Over, ttft_s: float, decode_s: float) -> None:
+        slo = over.request.slo
+        self._prompt.inc(over.prompt_tokens or over.request.prompt_tokens)
+        self._output.inc(over.output_tokens or 0)
+        if not over.call.stream:
             return  # its first byte is its last: it tells nothing of TTFT
         self._ttft.observe(ttft_s)
         self._count(self._met, "ttft", str(ttft_s <= slo.ttft_s).lower())
-        if flight.output_tokens is not None and flight.output_tokens > 1:
-            tpot_s = decode_s / (flight.output_tokens - 1)
+        if over.output_tokens is not None and over.output_tokens > 1:
+            tpot_s = decode_s / (over.output_tokens - 1)
             self._tpot.observe(tpot_s)
             self._count(self._met, "tpot", str(tpot_s <= slo.tpot_s).lower())
 

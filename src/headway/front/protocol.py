@@ -20,13 +20,23 @@ from typing import TYPE_CHECKING, NoReturn, cast
 from urllib.parse import parse_qsl, unquote
 
 import httptools
+import orjson
 
-from headway.hosts.gateway.errors import Refusal
+from headway.front.errors import Refusal
 
 if TYPE_CHECKING:
-    from headway.hosts.gateway.listener import Listener
+    from headway.front.listener import Listener
 
-__all__ = ["ClientSink", "Connection", "Handler", "HttpRequest", "HttpResponse", "Routes", "refused"]
+__all__ = [
+    "ClientSink",
+    "Connection",
+    "Handler",
+    "HttpRequest",
+    "HttpResponse",
+    "Routes",
+    "json_answer",
+    "refused",
+]
 
 #: Bytes of one header field, and fields of one request; of all together with the request line.
 MOST_FIELD_BYTES, MOST_FIELDS, MOST_HEAD_BYTES = 16_384, 100, 65_536
@@ -68,6 +78,11 @@ class HttpResponse:
 def refused(refusal: Refusal) -> HttpResponse:
     """Return the answer that tells a client no."""
     return HttpResponse(refusal.status, refusal.body(), refusal.headers())
+
+
+def json_answer(value: object, status: int = 200) -> HttpResponse:
+    """Return a value as JSON."""
+    return HttpResponse(status, orjson.dumps(value), {"Content-Type": "application/json"})
 
 
 class HttpRequest:
