@@ -10,9 +10,10 @@ import asyncio
 import json
 
 import pytest
-from front import SCHEDULERS, Place, door, metric, numbers, place, run, talking_to
 from models import smollm2
 from servers import Engine, serving
+
+from front import SCHEDULERS, Place, door, metric, numbers, place, run, talking_to
 
 MODEL = "smollm2"
 BLOCK = 32

@@ -4,10 +4,10 @@ import asyncio
 import json
 
 import pytest
-from front import SCHEDULERS, STOCK, door, metric, numbers, place, run, talking_to, until
 from models import smollm2
 from servers import Engine, free_ports, serving
 
+from front import SCHEDULERS, STOCK, door, metric, numbers, place, run, talking_to, until
 from headway.core.events import InstanceDown, PassEnded
 
 MODEL = "smollm2"
