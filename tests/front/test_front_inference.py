@@ -8,7 +8,7 @@ from test_front_driver import VirtualClock
 from headway.core.events import PassEnded
 from headway.front.inference import FIRST_PASS_S, FIRST_TOKEN_S, Inference
 from headway.front.scrape import read_loads, read_metrics
-from headway.hosts.gateway.usage import Tail, Usage, usage_of
+from headway.front.usage import Tail, Usage, usage_of
 
 
 class Instance:

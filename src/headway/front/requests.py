@@ -6,6 +6,7 @@ needs one.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,18 @@ import msgspec
 from headway.core.request import Slo
 from headway.front.errors import Refusal, bad_request
 
-__all__ = ["Call", "check_passed_on", "read_call", "read_targets", "targets_for_engines"]
+__all__ = [
+    "GENERATIONS",
+    "Call",
+    "check_passed_on",
+    "plain_path",
+    "read_call",
+    "read_targets",
+    "targets_for_engines",
+]
+
+#: What the policy places. Never passed on, under no other spelling either.
+GENERATIONS = ("/v1/chat/completions", "/v1/completions")
 
 #: Fields that steer engines. A client that could send one would pin a rank, or read another client's KV.
 RESERVED = (
@@ -153,6 +165,11 @@ def _refuse_steering(fields: _Steering) -> None:
     for name in RESERVED:
         if getattr(fields, name) is not _ABSENT:
             raise bad_request(f"The field {name!r} is the gateway's to set.", param=name)
+
+
+def plain_path(path: str) -> str:
+    """Return a path, decoded, as an engine may read it."""
+    return re.sub("/+", "/", path).rstrip("/").lower()
 
 
 def check_passed_on(body: bytes) -> None:

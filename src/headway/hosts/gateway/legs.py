@@ -20,10 +20,10 @@ from headway.core.events import Event, PrefillDone, Role
 from headway.front.config import LimitsSpec
 from headway.front.errors import Refusal, unavailable
 from headway.front.transport import Answer, ExhaustedError, Transport, TransportError
+from headway.front.usage import Tail, Usage, usage_of
 from headway.front.worker import Worker
 from headway.front.workers import Workers
 from headway.hosts.gateway.flight import Flight, LegError
-from headway.hosts.gateway.usage import Tail, Usage, usage_of
 
 __all__ = ["EngineSaysNo", "Idle", "Legs"]
 

@@ -18,10 +18,10 @@ from headway.front.errors import Refusal, unavailable
 from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
 from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, json_answer, refused
-from headway.front.requests import read_call, read_targets
+from headway.front.requests import GENERATIONS, read_call, read_targets
 from headway.front.workers import Workers
 from headway.hosts.gateway.config import GatewayConfig
-from headway.hosts.gateway.passthrough import GENERATIONS, Passthrough
+from headway.hosts.gateway.passthrough import Passthrough
 from headway.hosts.gateway.serving import Serving
 
 __all__ = ["PublicSide"]
