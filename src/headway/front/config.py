@@ -31,7 +31,9 @@ from headway.core.request import Slo
 __all__ = [
     "AdminSpec",
     "Dialect",
+    "DiscoverySpec",
     "DoorSpec",
+    "EngineSpec",
     "FrontConfig",
     "HealthSpec",
     "InferenceSpec",
@@ -77,6 +79,9 @@ def _http_url(text: str) -> str:
     return text.rstrip("/")
 
 
+#: A name in Kubernetes; it becomes a part of a path.
+_DNS_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
+
 _SUBSCRIBABLE = re.compile(r"tcp://[^\s:]+:[1-9]\d{0,4}|tcp://\[[^\s\]]+\]:[1-9]\d{0,4}|ipc://\S+")
 
 
@@ -97,6 +102,8 @@ def is_loopback(host: str) -> bool:
 Url = Annotated[str, AfterValidator(_http_url)]
 ZmqAddress = Annotated[str, AfterValidator(_zmq_address)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+#: Where somebody else listens.
+KnownPort = Annotated[int, Field(ge=1, le=65535)]
 
 
 class DoorSpec(Spec):
@@ -116,7 +123,8 @@ class DoorSpec(Spec):
 class InstanceSpec(Spec):
     """An engine. Capacities are per rank; `chunk_tokens`: most prompt tokens of one pass.
 
-    `rank_by`: "header" sends `X-data-parallel-rank`; with "port" rank r listens at the url's port + r.
+    `rank_by`: "header" sends `X-data-parallel-rank`; with "port" rank r listens at the url's port + r, or
+    where `ports` says.
     `events`, `snapshots`: ZeroMQ addresses of its pass events, if it publishes any.
     `bootstrap_port`: of an SGLang prefill instance.
     """
@@ -127,6 +135,7 @@ class InstanceSpec(Spec):
     dialect: Dialect = "vllm"
     ranks: int = Field(default=1, ge=1, le=1024)
     rank_by: Literal["header", "port"] = "header"
+    ports: tuple[KnownPort, ...] | None = None
     lockstep: bool = True
     chunk_tokens: int = Field(default=8192, ge=1)
     kv_blocks: int | None = Field(default=None, ge=1)
@@ -134,7 +143,7 @@ class InstanceSpec(Spec):
     max_running: int | None = Field(default=None, ge=1)
     events: ZmqAddress | None = None
     snapshots: ZmqAddress | None = None
-    bootstrap_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    bootstrap_port: KnownPort | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -142,7 +151,12 @@ class InstanceSpec(Spec):
             raise ValueError("snapshots needs events")
         if self.bootstrap_port is not None and self.dialect != "sglang":
             raise ValueError("bootstrap_port is for dialect 'sglang'")
-        if self.rank_by == "port" and self.ranks > 1 and (urlsplit(self.url).port or 0) + self.ranks > 65536:
+        if self.ports is not None and (self.rank_by != "port" or len(self.ports) != self.ranks):
+            raise ValueError("ports needs rank_by 'port' and one port for each rank")
+        if self.ports is not None and self.ports[0] != urlsplit(self.url).port:
+            raise ValueError("ports begins with the port of the url")
+        in_a_row = self.rank_by == "port" and self.ports is None and self.ranks > 1
+        if in_a_row and (urlsplit(self.url).port or 0) + self.ranks > 65536:
             raise ValueError("rank_by 'port' needs a url with a port that has room for every rank")
         return self
 
@@ -152,7 +166,8 @@ class InstanceSpec(Spec):
             return self.url
         parts = urlsplit(self.url)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        port = (parts.port or (443 if parts.scheme == "https" else 80)) + rank
+        first = parts.port or (443 if parts.scheme == "https" else 80)
+        port = first + rank if self.ports is None else self.ports[rank]
         return f"{parts.scheme}://{host}:{port}{parts.path}"
 
     def instance_up(self, epoch: int) -> InstanceUp:
@@ -168,6 +183,67 @@ class InstanceSpec(Spec):
             self.lockstep,
             epoch,
         )
+
+
+class EngineSpec(Spec):
+    """What an engine is that is found, beside its address, role and ports; keys as of an instance.
+
+    `ranks`: of an engine with one port; one with several has a rank for each. `events_port`,
+    `snapshots_port`: where it publishes its pass events, if it does.
+    """
+
+    scheme: Literal["http", "https"] = "http"
+    dialect: Dialect = "vllm"
+    ranks: int = Field(default=1, ge=1, le=1024)
+    lockstep: bool = True
+    chunk_tokens: int = Field(default=8192, ge=1)
+    kv_blocks: int | None = Field(default=None, ge=1)
+    block_tokens: int = Field(default=16, ge=1)
+    max_running: int | None = Field(default=None, ge=1)
+    events_port: KnownPort | None = None
+    snapshots_port: KnownPort | None = None
+    bootstrap_port: KnownPort | None = None
+
+
+class DiscoverySpec(Spec):
+    """Where engines are found (`front/discovery`): in a `file`, in an InferencePool, or by a label `selector`
+    with `target_ports`.
+
+    `namespace`: None: of this pod. `role`: of an engine without the label. `prefill`, `decode`: what engines
+    of that role are, in place of `engine`. `interval_s`: how often it is looked whether the file has changed.
+    `api_server`: None: the cluster's this pod runs in, with its token and CA.
+    """
+
+    file: Path | None = None
+    pool: str | None = Field(default=None, pattern=_DNS_NAME)
+    namespace: str | None = Field(default=None, pattern=_DNS_NAME)
+    selector: str | None = Field(default=None, min_length=1)
+    target_ports: tuple[KnownPort, ...] = Field(default=(), max_length=8)
+    role_label: str = "llm-d.ai/role"
+    role: Role = Role.AGGREGATED
+    engine: EngineSpec = EngineSpec()
+    prefill: EngineSpec | None = None
+    decode: EngineSpec | None = None
+    interval_s: float = Field(default=1.0, gt=0)
+    api_server: Url | None = None
+    token_file: Path | None = None
+    ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        sources = [key for key in ("file", "pool", "selector") if getattr(self, key) is not None]
+        if len(sources) != 1:
+            has = " and ".join(sources) or "none"
+            raise ValueError(f"needs one of file, pool and selector, and has {has}")
+        if bool(self.target_ports) != (self.selector is not None):
+            raise ValueError("selector and target_ports go together: a pool has ports of its own")
+        if len(set(self.target_ports)) != len(self.target_ports):
+            raise ValueError("target_ports has a port twice")
+        return self
+
+    def engine_of(self, role: Role) -> EngineSpec:
+        """Return what an engine of a role is."""
+        return {Role.PREFILL: self.prefill, Role.DECODE: self.decode}.get(role) or self.engine
 
 
 class PolicySpec(Spec):
@@ -273,10 +349,12 @@ class FrontConfig(Spec):
     added while it runs, to the pools `[policy]` serves.
 
     `disaggregated`: whether there is a prefill and a decode pool; left out, the instances' roles tell.
+    `discovery`: engines are found, in place of `instances`.
     """
 
     server: DoorSpec = DoorSpec()
     instances: tuple[InstanceSpec, ...] = ()
+    discovery: DiscoverySpec | None = None
     disaggregated: bool | None = None
     policy: PolicySpec = PolicySpec()
     slo: SloSpec = SloSpec()
@@ -293,6 +371,8 @@ class FrontConfig(Spec):
     tables: ClassVar[Mapping[str, type[Spec]]] = {
         "server": DoorSpec,
         "instances": InstanceSpec,
+        "discovery": DiscoverySpec,
+        **{f"discovery.{which}": EngineSpec for which in ("engine", "prefill", "decode")},
         "policy": PolicySpec,
         "slo": SloSpec,
         "limits": LimitsSpec,
@@ -309,6 +389,8 @@ class FrontConfig(Spec):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two instances are called {twice!r}")
+        if self.instances and self.discovery is not None:
+            raise ValueError("instances: with [discovery] the engines are found there")
         if self.disaggregated is None:
             split = any(each.role is not Role.AGGREGATED for each in self.instances)
             object.__setattr__(self, "disaggregated", split)
@@ -348,6 +430,8 @@ class FrontConfig(Spec):
 
     @property
     def _dialect(self) -> str:
+        if self.discovery is not None:
+            return self.discovery.engine_of(Role.PREFILL).dialect
         return self.instances[0].dialect if self.instances else "vllm"
 
     def check_instance(self, instance: InstanceSpec) -> None:
@@ -361,7 +445,8 @@ class FrontConfig(Spec):
             raise ConfigError(
                 f"{name} speaks {instance.dialect!r}, the rest of the cluster {self._dialect!r}"
             )
-        if self.both_legs_at_once and instance.role is Role.PREFILL and instance.bootstrap_port is None:
+        of_sglang = bool(self.disaggregated) and self._dialect == "sglang"
+        if of_sglang and instance.role is Role.PREFILL and instance.bootstrap_port is None:
             raise ConfigError(f"{name}: missing key bootstrap_port (an SGLang prefill instance has one)")
 
     @classmethod
@@ -388,7 +473,8 @@ class FrontConfig(Spec):
 
     @classmethod
     def _known_keys(cls, table: Location) -> Sequence[str]:
-        return _keys(cls.tables[str(table[0])] if table else cls)
+        names = ".".join(part for part in table if isinstance(part, str))
+        return _keys(cls.tables[names] if table else cls)
 
     def secret(self, variable: str | None, key: str) -> str | None:
         """Read a secret from the environment. Raises ConfigError when it is named but not set."""

@@ -13,6 +13,7 @@ from typing import Self
 from headway.core.events import Event
 from headway.front.access import Keys
 from headway.front.admin import AdminSide
+from headway.front.discovery import Discovery, create_source
 from headway.front.driver import Driver, Observer
 from headway.front.errors import Refusal
 from headway.front.lengths import Lengths
@@ -75,6 +76,7 @@ class Gateway:
         self._engine_headers = {} if engine_key is None else {"Authorization": f"Bearer {engine_key}"}
         self._tls = None if config.tls is None else tls_context(config.tls)
         self._lengths = Lengths(config.server.tokenizer)
+        self._source = create_source(config)
         self._policy = create_policy(config)
         self._listeners: list[Listener] = []
         self.url = ""
@@ -95,6 +97,7 @@ class Gateway:
         self._build()
         try:
             await self.workers.start()
+            await self._discovery.start()
             server = self.config.server
             self.url = await self._listen(self.public, server.host, server.port, self._tls)
             admin = self.config.admin
@@ -125,6 +128,7 @@ class Gateway:
         for listener in self._listeners:
             await listener.close()
         self._listeners = []
+        await self._discovery.stop()
         await self.workers.stop()
         self.driver.stop()
         await self._transport.close()
@@ -137,7 +141,11 @@ class Gateway:
         return None if base is None else f"{base}/"
 
     async def reload(self, config: GatewayConfig) -> None:
-        """Make the workers those of a new configuration; the rest of it needs a restart."""
+        """Make the workers those of a new configuration; the rest of it needs a restart. Engines that are
+        found stay as they are.
+        """
+        if self.config.discovery is not None:
+            return
         await self.workers.reconcile(config.instances, timeout_s=self.config.server.drain_timeout_s)
 
     def _build(self) -> None:
@@ -152,6 +160,7 @@ class Gateway:
             call_at=call_at,
             engine_headers=self._engine_headers,
         )
+        self._discovery = Discovery(self._source, self.workers, timeout_s=config.server.drain_timeout_s)
         self.driver = Driver(
             self._policy, clock=clock, call_at=call_at, poll=self.workers.poll, observers=self._observers
         )
