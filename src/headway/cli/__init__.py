@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from headway.cli import emulate, serve, simulate
+from headway.cli import emulate, serve, simulate, sweep
 
 __all__ = ["app", "main"]
 
@@ -29,6 +29,7 @@ for command in (
     simulate.demo,
     simulate.compare,
     simulate.capacity,
+    sweep.sweep,
     simulate.policies,
     simulate.presets,
     simulate.calibrate,

@@ -28,6 +28,7 @@ import orjson
 
 from headway.core.errors import ConfigError
 from headway.report.metrics import Distribution, Run
+from headway.report.results import flat
 
 __all__ = [
     "ResultsFile",
@@ -141,13 +142,8 @@ def flat_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
     A name that job and result share has the same value in both.
     """
-    row: dict[str, Any] = {"key": record["key"]}
-    for name, value in (record["job"] | record.get("result", {})).items():
-        if isinstance(value, dict):
-            row |= {f"{name}.{inner}": part for inner, part in value.items() if not isinstance(part, list)}
-        elif not isinstance(value, list):
-            row[name] = value
-    return row | {"failed": record.get("failed")}
+    row = flat({"key": record["key"]} | record["job"] | record.get("result", {}))
+    return {name: v for name, v in row.items() if not isinstance(v, list)} | {"failed": record.get("failed")}
 
 
 def write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
