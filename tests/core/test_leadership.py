@@ -1,4 +1,4 @@
-"""One replica's view of its lease, in literal times: a lease of 10 s is believed in for 9 s from the asking."""
+"""One replica's view of its lease, in literal times. Of a lease of 10 s it believes in 9, from the asking on."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A world in which replicas, a store and an engine live, each with a clock of its own; time in it is true time.
+"""A world in which replicas, a store and an engine live, each with a clock of its own; its time is true time.
 
 Clocks run up to `DRIFT` too fast or too slow and begin anywhere. Every message is late by what the fates
 say, or lost; of a replica that is cut off all are. One that is paused does nothing, then goes on as if no

@@ -61,7 +61,7 @@ def test_no_two_replicas_lead_at_one_moment_and_no_engine_serves_an_older_one(re
 def test_a_leader_that_is_cut_off_has_stepped_down_when_the_next_one_leads(
     one, other, store, there_s, back_s, cut_s
 ):
-    """The tightest case: slow answers, clocks that disagree, and a follower that waits for the very moment."""
+    """The tightest case: slow answers, clocks that disagree, a follower that waits for the very moment."""
     world = world_of([one, other], store, [])
     world.replicas[0].fates = iter([there_s, back_s])
     world.replicas[1].fates = iter([LEASE_S / 4])  # asks first, and is late

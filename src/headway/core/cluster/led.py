@@ -2,8 +2,8 @@
 
 Rule 1  (the lease)   from `LeaseHeld(until_s)` the policy may place until that very moment of this host's own
                       clock, or until `LeaseLost`. The lease itself runs longer (`core/leadership.py`).
-Rule 2  (following)   a follower hears all there is to hear of the engines, and places nothing. What arrives is
-                      held where its socket is.
+Rule 2  (following)   a follower hears all there is to hear of the engines, and places nothing. What arrives
+                      is held where its socket is.
 Rule 3  (patience)    it is held for `wait_s` at most while this replica does not lead, then refused as
                       "not-leader": the client, or what balances before us, tries another replica.
 Rule 4  (taking over) what the leader before placed and no report has told of yet is unknown here. So every
