@@ -12,7 +12,14 @@ import math
 
 import orjson
 
-__all__ = ["Refusal", "bad_request", "model_not_found", "overloaded", "unavailable"]
+from headway.core.actions import Reject
+
+__all__ = ["Refusal", "bad_request", "model_not_found", "overloaded", "rejected", "unavailable"]
+
+_WHY = {
+    "backlog-full": "The engines are busy for longer than new work should wait.",
+    "held-too-long": "No engine could take the request in time.",
+}
 
 _TYPES = {
     400: "invalid_request_error",
@@ -92,3 +99,12 @@ def overloaded(code: str, message: str, retry_after_s: float = 1.0) -> Refusal:
 def unavailable(code: str, message: str, retry_after_s: float = 1.0) -> Refusal:
     """Build a 503."""
     return Refusal(503, code, message, retry_after_s=retry_after_s)
+
+
+def rejected(action: Reject, prompt_tokens: int) -> Refusal:
+    """Build the answer to a request that the policy refuses: 429, or 400 where the request is at fault."""
+    if action.why == "prompt-too-long" or action.retry_after_s is None:
+        message = f"The prompt of about {prompt_tokens} tokens is longer than any engine can hold."
+        return bad_request(message, code="context_length_exceeded", param="messages")
+    message = _WHY.get(action.why, f"The request was refused: {action.why}.")
+    return overloaded(action.why, message, action.retry_after_s)

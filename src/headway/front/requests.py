@@ -125,16 +125,19 @@ class Call(msgspec.Struct, frozen=True):
         return sum(map(len, self.texts))
 
 
-def read_call(path: str, body: bytes) -> Call:
-    """Read the body of a chat or text completion. Raises Refusal (400) for all an engine could choke on."""
+def read_call(path: str, body: bytes, *, steered: bool = False) -> Call:
+    """Read the body of a chat or text completion. Raises Refusal (400) for all an engine could choke on.
+
+    `steered`: it comes from a coordinator, which may say what clients may not.
+    """
     try:
         if not body.isascii():
             body.decode()
         if path.endswith("/chat/completions"):
             chat = _chat.decode(body)
-            return _call(path, body, chat, *_chat_texts(chat))
+            return _call(path, body, chat, steered, *_chat_texts(chat))
         completion = _completion.decode(body)
-        return _call(path, body, completion, *_prompt(completion.prompt))
+        return _call(path, body, completion, steered, *_prompt(completion.prompt))
     except UnicodeDecodeError:
         raise bad_request("The body is not valid UTF-8.", code="invalid_json") from None
     except msgspec.ValidationError as error:
@@ -147,12 +150,14 @@ def _call(
     path: str,
     body: bytes,
     fields: _Fields,
+    steered: bool,
     texts: tuple[bytes, ...],
     roles: tuple[str, ...],
     token_ids: int | None = None,
     ids: tuple[int, ...] = (),
 ) -> Call:
-    _refuse_steering(fields)
+    if not steered:
+        _refuse_steering(fields)
     for name in ("max_tokens", "max_completion_tokens", "n"):
         value = getattr(fields, name)
         if value is not None and value < 1:

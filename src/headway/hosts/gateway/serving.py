@@ -17,8 +17,9 @@ from headway.core.events import Cancelled, Failed, Role
 from headway.core.request import Request, Slo
 from headway.front.buffer import Buffer, RetryBudget
 from headway.front.driver import Driver
-from headway.front.errors import Refusal, bad_request, model_not_found, unavailable
+from headway.front.errors import Refusal, unavailable
 from headway.front.lengths import Lengths
+from headway.front.models import check_length, check_model
 from headway.front.prefixes import prefix_of
 from headway.front.requests import Call, targets_for_engines
 from headway.front.transport import Sink, Transport
@@ -88,9 +89,9 @@ class Serving:
         """Make room for a request, which is to be served at once. Raises Refusal when there is none."""
         arrived_s = self._clock()
         known = self._workers.models()
-        _check_model(call.model, known)
+        check_model(call.model, known)
         tokens = max(1, await self._lengths.measure(call))
-        self._check_length(call, tokens, known)
+        check_length(call, tokens, known, self._lengths, self._config.server.max_prompt_tokens)
         trace = self._tracing.begin(call.path, headers, arrived_s)
         passed_on = self._to_engines(headers, trace)
         # Two clients may choose one id; engines and policies need one for each request.
@@ -222,14 +223,6 @@ class Serving:
 
     # At the door
 
-    def _check_length(self, call: Call, tokens: int, known: Mapping[str, int | None]) -> None:
-        """Refuse a prompt that is longer than the model; by an estimate, only when it is far longer."""
-        most = self._config.server.max_prompt_tokens or _longest(call.model, known)
-        exact = call.token_ids is not None or self._lengths.exact
-        if most is not None and tokens > (most if exact else 2 * most):
-            message = f"The prompt has {'' if exact else 'about '}{tokens} tokens, the model takes {most}."
-            raise bad_request(message, code="context_length_exceeded", param="messages")
-
     def _role_of(self, instance: str) -> Role | None:
         worker = self._workers.get(instance)
         return None if worker is None else worker.spec.role
@@ -240,15 +233,3 @@ class Serving:
         if self._passes_authorization and "authorization" in headers:
             passed["Authorization"] = headers["authorization"]
         return passed
-
-
-def _check_model(model: str | None, known: Mapping[str, int | None]) -> None:
-    if model is not None and known and model not in known:
-        raise model_not_found(model)
-
-
-def _longest(model: str | None, known: Mapping[str, int | None]) -> int | None:
-    """Return how long a prompt of a model may be, where that is known."""
-    if model is not None:
-        return known.get(model)
-    return next(iter(known.values())) if len(known) == 1 else None
