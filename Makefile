@@ -47,7 +47,7 @@ layers: setup    ## import-linter: the core is pure, layers point downwards
 SOCKETS := tests/wire tests/emulator tests/front tests/gateway tests/e2e
 
 unit: setup      ## the fast tests: no network, no clock
-	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%) --ignore=tests/engine --ignore=tests/ray
+	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%) --ignore=tests/engine --ignore=tests/on_ray
 
 # One by one, and what fails once more: real sockets and a real browser share the machine with others.
 sockets: setup   ## the tests with real sockets and headless Chromium (skipped where it is not installed)
@@ -61,7 +61,7 @@ $(ENGINE)/.ready-$(VLLM): pyproject.toml tests/engine/setup_engine.py $(wildcard
 	@touch $@
 
 test-ray: .venv-ray/.ready ## the tests of sweeps on Ray and of Parquet, in .venv-ray
-	.venv-ray/bin/python -m pytest tests/ray
+	.venv-ray/bin/python -m pytest tests/on_ray
 
 .venv-ray/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-ray

@@ -77,12 +77,13 @@ class ResultsFile:
         self._records: dict[str, dict[str, Any]] = {}
         try:
             self._file = self.path.open("a+b")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{self.path}: another run writes to it") from None
         except OSError as error:
             raise ConfigError(f"{self.path}: {error.strerror}") from None
-        self._read()
+        try:
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +117,10 @@ class ResultsFile:
         self._records[key] = orjson.loads(line)
 
     def _read(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{self.path}: another run writes to it") from None
         self._file.seek(0)
         whole_bytes = 0
         for number, line in enumerate(self._file, start=1):
@@ -132,7 +137,6 @@ class ResultsFile:
         except (orjson.JSONDecodeError, KeyError, TypeError):
             fits = False
         if not fits:
-            self._file.close()
             raise ConfigError(f"{self.path}: line {number} is not a result of schema {SCHEMA}")
         self._records[record["key"]] = record
 

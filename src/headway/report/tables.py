@@ -298,7 +298,8 @@ def sweep_headlines(result: SweepResult) -> list[str]:
     ends = {"most goodput per GPU": front[0], f"least {latency}": front[-1]}
     return [
         f"{what}: {result.label(point)} at {_at(point.cell)}, "
-        f"{point.goodput_per_gpu.mean:.2f} req/s per GPU, {latency} {seconds(point.cell.mean(result.latency))} s"
+        f"{point.goodput_per_gpu.mean:.2f} req/s per GPU, "
+        f"{latency} {seconds(point.cell.mean(result.latency))} s"
         for what, point in ends.items()
     ]
 
