@@ -1,4 +1,4 @@
-"""Decides how a Kubernetes API server is asked: lists, and watches as long lines of JSON.
+"""Decides how a Kubernetes API server is asked: lists, watches as long lines of JSON, and single objects.
 
 Rule 1. Token and CA are read for every request: the kubelet rotates the one, operators the other, and
         requests are few.
@@ -64,12 +64,15 @@ def own_namespace() -> str:
 class Api:
     """One API server. An async context manager.
 
-    `server`: its URL; None: the cluster's this pod runs in. Raises ConfigError when there is none.
+    `server`: its URL; None: the cluster's this pod runs in. Raises ConfigError, with the `table` that should
+    say, when there is none.
     """
 
-    def __init__(self, server: str | None, *, token_file: Path | None, ca_file: Path | None) -> None:
+    def __init__(
+        self, server: str | None, *, token_file: Path | None, ca_file: Path | None, table: str = "discovery"
+    ) -> None:
         inside = server is None
-        self._server = _in_cluster() if server is None else server
+        self._server = _in_cluster(table) if server is None else server
         self._token_file = token_file or (ACCOUNT / "token" if inside else None)
         self._ca_file = ca_file or (ACCOUNT / "ca.crt" if inside else None)
 
@@ -89,8 +92,13 @@ class Api:
             async for piece in answer.content.iter_any():
                 body += piece
                 if len(body) > MOST_LIST_BYTES:
-                    raise ApiError(0, f"the list is larger than {MOST_LIST_BYTES} bytes")
+                    raise ApiError(200, f"the list is larger than {MOST_LIST_BYTES} bytes")
             return bytes(body)
+
+    async def send(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """Read or write one object; return what is answered. Raises ApiError."""
+        async with self._ask(path, {}, silence_s=ANSWER_S, method=method, body=body) as answer:
+            return await answer.read()
 
     async def watch(self, path: str, params: Mapping[str, str], version: str) -> AsyncGenerator[bytes, None]:
         """Yield an empty line when it has begun, then the events after a version, a line of JSON each, until
@@ -113,23 +121,31 @@ class Api:
                         yield bytes(line)
                 rest = bytearray(tail)
                 if len(rest) > MOST_LINE_BYTES:
-                    raise ApiError(0, f"an event is larger than {MOST_LINE_BYTES} bytes")
+                    raise ApiError(200, f"an event is larger than {MOST_LINE_BYTES} bytes")
 
     @asynccontextmanager
     async def _ask(
-        self, path: str, params: Mapping[str, str], *, silence_s: float
+        self,
+        path: str,
+        params: Mapping[str, str],
+        *,
+        silence_s: float,
+        method: str = "GET",
+        body: bytes | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
         try:
-            async with self._session.get(
+            async with self._session.request(
+                method,
                 self._server + path,
                 params=params,
-                headers=self._headers(),
+                data=body,
+                headers=self._headers() | ({} if body is None else {"Content-Type": "application/json"}),
                 ssl=self._tls(),
                 timeout=timeout,
                 allow_redirects=False,
             ) as answer:
-                if answer.status != 200:
+                if answer.status not in (200, 201):
                     raise ApiError(answer.status, await _complaint(answer))
                 yield answer
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -147,11 +163,11 @@ class Api:
         return ssl.create_default_context(cafile=self._ca_file)
 
 
-def _in_cluster() -> str:
+def _in_cluster(table: str) -> str:
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:
         raise ConfigError(
-            "discovery.api_server: missing, and this is no pod: KUBERNETES_SERVICE_HOST is not set"
+            f"{table}.api_server: missing, and this is no pod: KUBERNETES_SERVICE_HOST is not set"
         )
     return f"https://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -117,6 +117,7 @@ class Watch(Generic[_T]):
         self._changed: Callable[[Mapping[str, _T]], None] = changed
         self._objects: dict[str, _T] = {}
         self._version: str | None = None
+        self._begun = False
         self._problem: str | None = None
 
     async def run(self) -> None:
@@ -130,7 +131,7 @@ class Watch(Generic[_T]):
                 failed = clock() - began_s < SOUND_WATCH_S
             except ApiError as error:
                 failed = True
-                if error.status != GONE:  # that happens
+                if error.status != GONE and not (error.status == 0 and self._begun):  # those happen
                     self._say(str(error))
                 if error.status != 0:  # it was there, and did not like what it was asked
                     self._version = None
@@ -145,10 +146,12 @@ class Watch(Generic[_T]):
                 await asyncio.sleep(random.uniform(most_s / 2, most_s))
 
     async def _round(self) -> None:
+        self._begun = False
         if self._version is None:
             await self._list()
         async with aclosing(self._api.watch(self._path, self._params, self._version or "")) as lines:
             async for line in lines:
+                self._begun = True
                 self._well()
                 if line:
                     self._take(line)
