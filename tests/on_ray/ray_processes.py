@@ -1,7 +1,12 @@
-"""Finds the worker processes of a Ray that this process has started, to kill one."""
+"""Finds the worker processes of a Ray of our own, to kill one; and has work that they cannot find."""
 
 import os
 from pathlib import Path
+
+
+def answer(shared: None, call: int) -> int:
+    """Work in a module that Ray's workers do not find."""
+    return call
 
 
 def busy_workers() -> list[int]:

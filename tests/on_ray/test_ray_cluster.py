@@ -64,6 +64,22 @@ def test_the_command_starts_a_ray_of_its_own_and_ends_it():
     assert tables == headway_(*COMPARE, "--workers", "2").stdout
 
 
+def test_a_policy_in_the_working_directory_is_found(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "from headway.core.cluster import Immediate\n"
+        "class First(Immediate):\n"
+        "    def _choose(self, request, ranks):\n"
+        "        return ranks[0]\n"
+    )
+    options = [*COMPARE[:-6], "--policies", "mine:First", *COMPARE[-4:], "--backend", "ray", "--workers", "2"]
+    code = "from headway.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "First" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [

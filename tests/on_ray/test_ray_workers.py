@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import ray
+import ray_processes
 from ray_processes import busy_workers
 
 import headway
@@ -29,7 +31,10 @@ def one_ray_for_all():
         log_to_driver=False,
         logging_level="ERROR",
     )
+    # Ray's workers do not see the folder of the tests: what runs there is sent as it is.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     ray.shutdown()
 
 
@@ -128,6 +133,11 @@ def test_an_error_of_the_work_is_not_tried_again():
     with pytest.raises(ZeroDivisionError, match="two") as caught:
         run_jobs(raises_at_two, None, [job(n) for n in range(4)], where=ON_RAY)
     assert "in raises_at_two" in caught.value.__notes__[0]
+
+
+def test_a_module_that_a_node_has_not_is_named():
+    with pytest.raises(ConfigError, match=r"^a Ray node has no module 'ray_processes': install it there"):
+        run_jobs(ray_processes.answer, None, [job(0)], where=ON_RAY)
 
 
 def test_a_node_with_another_version_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -7,13 +7,14 @@ for.
 """
 
 import os
+import re
 import socket
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from headway import __version__
-from headway.core.errors import ConfigError
+from headway.core.errors import ConfigError, HeadwayError
 from headway.hosts.sim.workers.contract import Ended, Work, Workers, attempt
 
 __all__ = ["RayWorkers"]
@@ -22,6 +23,7 @@ __all__ = ["RayWorkers"]
 #: default.
 _OBJECT_STORE_BYTES = 256 * 2**20
 _CONNECT_TIMEOUT_S = 5.0
+_MISSING = re.compile(r"No module named (\S+)")
 
 
 class RayWorkers(Workers):
@@ -141,12 +143,12 @@ def _check_reachable(address: str) -> None:
         raise ConfigError(f"backend ray: no Ray cluster at {address}: {error.strerror or error}") from None
 
 
-def _there(broken: Any) -> Exception:
-    """What a task raised before it came to its work: most likely a package that its node has not."""
-    cause = broken.cause if isinstance(broken.cause, Exception) else broken
-    if isinstance(cause, ImportError):
-        return ConfigError(f"a Ray node cannot import what the job needs: {_first_line(cause)}")
-    return cause
+def _there(broken: Any) -> HeadwayError:
+    """What stopped a task before it came to its work: most likely a module that its node has not."""
+    text = _first_line(broken.cause if isinstance(broken.cause, Exception) else broken)
+    if missing := _MISSING.search(text):
+        return ConfigError(f"a Ray node has no module {missing[1]}: install it there, Headway and all")
+    return HeadwayError(f"a Ray node could not take the job: {text}")
 
 
 def _first_line(error: BaseException) -> str:
