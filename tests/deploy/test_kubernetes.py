@@ -5,9 +5,10 @@ import tomllib
 import jsonschema
 import kubernetes_validate
 import pytest
-from manifests import CHART, CUSTOM, MANIFESTS, allowed, check_custom, check_schema, of, read, schemas
+from manifests import CHART, CUSTOM, MANIFESTS, ROOT, allowed, check_custom, check_schema, of, read, schemas
 
 from headway.front.discovery.kubernetes import PODS, POOLS
+from headway.front.lease.kubernetes import LEASES
 from headway.hosts.envoy.config import EppConfig
 
 helm_python = pytest.importorskip("helm_python", reason="no Helm: pip install helm-python-sdk")
@@ -18,8 +19,7 @@ PICKER = ("rbac.yaml", "epp.yaml", "inferencepool.yaml")
 #: What an installation says at least, and one that says a lot.
 LEAST = {"pool": {"matchLabels": {"app": "vllm-llama"}}}
 MOST = {
-    "replicas": 2,
-    "lease": "headway-llama",
+    "replicas": 3,
     "pool": {
         "name": "qwen",
         "matchLabels": {"app": "x"},
@@ -55,6 +55,7 @@ def picker():
 INSTALLATIONS = [
     pytest.param(picker, id="manifests"),
     pytest.param(lambda: rendered(LEAST), id="chart"),
+    pytest.param(lambda: rendered(LEAST | {"replicas": 1}), id="chart, one replica"),
     pytest.param(lambda: rendered(MOST), id="chart, much said"),
 ]
 
@@ -103,6 +104,13 @@ def test_the_chart_asks_for_what_only_its_user_knows():
         rendered({})
 
 
+def test_replicas_need_a_lease_and_the_chart_sees_to_it():
+    assert _config(rendered(LEAST)).leader.backend == "kubernetes-lease"
+    assert _config(rendered(LEAST | {"replicas": 1})).leader.backend == "memory"
+    with pytest.raises(helm_python.HelmError, match=r"leader\.backend: with 'memory' a picker is alone"):
+        rendered(LEAST | {"config": {"leader": {"backend": "memory"}}})
+
+
 def test_a_pool_that_is_there_already_is_not_made():
     kinds = [each["kind"] for each in rendered({"pool": {"create": False, "name": "theirs"}})]
     assert "InferencePool" not in kinds and "Deployment" in kinds
@@ -144,8 +152,8 @@ def test_the_file_is_one_that_the_picker_takes(installation):
     command, flag, path = container["args"]
     folder = container["volumeMounts"][0]["mountPath"]
     assert (command, flag, path.rpartition("/")[0]) == ("epp", "--config", folder)
-    text = of(documents, "ConfigMap")["data"][path.rpartition("/")[2]]
-    config = EppConfig.parse(tomllib.loads(text))
+    assert path.rpartition("/")[2] in of(documents, "ConfigMap")["data"]
+    config = _config(documents)
     pool = of(documents, "InferencePool")
     assert config.discovery.pool == pool["metadata"]["name"]
     assert config.discovery.namespace in (None, pool["metadata"]["namespace"])
@@ -160,8 +168,7 @@ def test_the_file_is_one_that_the_picker_takes(installation):
 
 
 def test_what_the_chart_is_told_stands_in_the_file():
-    text = of(rendered(MOST), "ConfigMap")["data"]["epp.toml"]
-    config = EppConfig.parse(tomllib.loads(text))
+    config = _config(rendered(MOST))
     assert config.disaggregated and config.policy.cluster == "staggered:max_hold_s=2.5+iqr-lexicographic"
     assert (config.discovery.decode.ranks, config.discovery.decode.kv_blocks) == (32, 20000)
     assert config.discovery.engine.chunk_tokens == 8192  # of the chart's own values
@@ -178,7 +185,7 @@ def test_a_changed_file_makes_a_new_pod():
 
 def test_objectives_have_the_priorities_of_the_pickers_file():
     objectives = read((MANIFESTS / "inferenceobjectives.yaml").read_text())
-    config = EppConfig.parse(tomllib.loads(of(picker(), "ConfigMap")["data"]["epp.toml"]))
+    config = _config(picker())
     assert {each["metadata"]["name"]: each["spec"]["priority"] for each in objectives} == {
         name: objective.priority for name, objective in config.objectives.items()
     }
@@ -197,6 +204,25 @@ def test_the_route_goes_to_the_pool():
     )
 
 
+def test_the_envoy_is_that_of_deploy_envoy_before_the_service_of_the_picker():
+    documents = read((MANIFESTS / "envoy.yaml").read_text())
+    (config,) = read(of(documents, "ConfigMap")["data"]["envoy.yaml"])
+    (original,) = read((ROOT / "deploy/envoy/original-dst.yaml").read_text())
+    service = of(picker(), "Service")
+    (cluster,) = [each for each in original["static_resources"]["clusters"] if each["name"] == "picker"]
+    address = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
+    assert address["socket_address"]["port_value"] in {port["port"] for port in service["spec"]["ports"]}
+    address["socket_address"]["address"] = service["metadata"]["name"]
+    assert config == original
+    template = of(documents, "Deployment")["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    listener = config["static_resources"]["listeners"][0]["address"]["socket_address"]
+    assert listener["port_value"] == container["ports"][0]["containerPort"]
+    for kind in ("Service", "PodDisruptionBudget"):
+        selector = of(documents, kind)["spec"]["selector"]
+        assert selector.get("matchLabels", selector) == template["metadata"]["labels"]
+
+
 # What the code needs
 
 
@@ -206,11 +232,17 @@ def test_the_role_allows_what_the_code_asks_for_and_no_more(installation):
     pool = of(documents, "InferencePool")["metadata"]["name"]
     granted = allowed(documents, of(documents, "ServiceAccount")["metadata"]["name"])
     asked = {(*_resource(path), verb) for path in (PODS, POOLS) for verb in ("list", "watch")}
-    leases = {("coordination.k8s.io", "leases", verb) for verb in ("create", "get", "update")}
-    assert asked <= granted.keys() <= asked | leases
+    if _config(documents).leader.backend == "kubernetes-lease":
+        asked |= {(*_resource(LEASES), verb) for verb in ("create", "get", "update")}
+    assert granted.keys() == asked
     assert granted["inference.networking.k8s.io", "inferencepools", "list"] == [pool]
-    for verb in ("get", "update"):
-        assert granted.get(("coordination.k8s.io", "leases", verb)) != []
+    if (*_resource(LEASES), "get") in asked:
+        assert granted[*_resource(LEASES), "get"] == [f"headway-{_config(documents).pool_name}"]
+
+
+def _config(documents):
+    """Return what the picker of an installation reads."""
+    return EppConfig.parse(tomllib.loads(of(documents, "ConfigMap")["data"]["epp.toml"]))
 
 
 def _resource(path):
