@@ -1,4 +1,4 @@
-"""One replica's view of its lease, in literal times. Of a lease of 10 s it believes in 9, from the asking on."""
+"""One replica's view of its lease, in literal times. Of a lease of 10 s it believes in 9, from the asking."""
 
 import pytest
 
@@ -111,15 +111,16 @@ def test_refused_it_leads_no_more():
 def test_an_engine_that_has_seen_a_newer_token_ends_the_term_and_the_next_is_above_it():
     lead = Leadership(10.0)
     lead.granted(asked(lead, 0.0), 7, 0.1)
-    lead.fenced(12)
+    assert lead.fenced(12)
     assert lead.token(0.2) is None
     assert asked(lead, 0.2).above == 12
+    assert not lead.fenced(12)  # the next leg hears it too; the claim that is under way goes on
 
 
 def test_its_own_token_or_an_older_one_is_no_news():
     lead = Leadership(10.0)
     lead.granted(asked(lead, 0.0), 7, 0.1)
-    lead.fenced(7)
+    assert not lead.fenced(7)
     assert lead.token(0.2) == 7
 
 

@@ -25,7 +25,22 @@ from dataclasses import dataclass
 
 from headway.core.errors import ConfigError
 
-__all__ = ["BELIEF", "DRIFT", "MOST_TOKEN", "Claim", "Fence", "Leadership", "read_token"]
+__all__ = [
+    "BELIEF",
+    "DRIFT",
+    "FENCED",
+    "FENCE_HEADER",
+    "MOST_TOKEN",
+    "Claim",
+    "Fence",
+    "Leadership",
+    "read_token",
+]
+
+#: With this header a leader's token goes to engines. One that has seen a newer one answers with this status,
+#: and with the newest token in the same header.
+FENCE_HEADER = "x-headway-fence"
+FENCED = 409
 
 #: The share of a lease in which its holder believes.
 BELIEF = 0.9
@@ -122,12 +137,14 @@ class Leadership:
 
     # What else is heard
 
-    def fenced(self, token: int) -> None:
-        """An engine has seen this token, larger than ours (rule 5)."""
-        if token > self._token:
-            self._above = max(self._above, token)
-            self.until_s = -math.inf
-            self._claim, self._next_s = None, -math.inf
+    def fenced(self, token: int) -> bool:
+        """An engine has seen this token; whether that is news, and ends the term (rule 5)."""
+        if token <= max(self._token, self._above):
+            return False
+        self._above = token
+        self.until_s = -math.inf
+        self._claim, self._next_s = None, -math.inf
+        return True
 
     def give_up(self) -> int | None:
         """Lead no more, and never again; return the token to give back, None when there is none."""

@@ -38,6 +38,7 @@ __all__ = [
     "HealthSpec",
     "InferenceSpec",
     "InstanceSpec",
+    "LeaderSpec",
     "LimitsSpec",
     "LogsSpec",
     "MetricsSpec",
@@ -246,6 +247,70 @@ class DiscoverySpec(Spec):
         return {Role.PREFILL: self.prefill, Role.DECODE: self.decode}.get(role) or self.engine
 
 
+def _store_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        sound = parts.port is None or parts.port > 0
+    except ValueError:
+        sound = False
+    if not sound or parts.scheme not in ("valkey", "valkeys", "redis", "rediss") or not parts.hostname:
+        raise ValueError("must be valkey://HOST[:PORT][/DB], or valkeys:// for TLS")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not have a user or a password: password_env names a variable for it")
+    if parts.query or parts.fragment or not re.fullmatch(r"/?\d{0,4}", parts.path):
+        raise ValueError("must have nothing after HOST[:PORT] but the number of a database")
+    return text
+
+
+class LeaderSpec(Spec):
+    """Which of several replicas places the requests of a pool (`docs/leader.md`).
+
+    "memory": this process is alone. Else one replica holds a lease of `lease_s` in a Valkey server (`url`)
+    or in a Kubernetes Lease, and the others follow; of a leader's death they know after as long. `pool`: the
+    lease's name; None: that of `[discovery]`, or "default". `wait_s`: how long a request is held where nobody
+    leads, or another; None: two leases. `replica`: this one's name; None: the host's. `replicas`: names of
+    all, so that the pools spread over them.
+    """
+
+    backend: Literal["memory", "valkey", "kubernetes-lease"] = "memory"
+    pool: str | None = Field(default=None, pattern=_DNS_NAME)
+    lease_s: float = Field(default=5.0, ge=0.5, le=300)
+    wait_s: float | None = Field(default=None, ge=0, le=3600)
+    replica: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._:-]{1,128}$")
+    replicas: tuple[str, ...] = ()
+    url: Annotated[str, AfterValidator(_store_url)] | None = None
+    password_env: str | None = None
+    namespace: str | None = Field(default=None, pattern=_DNS_NAME)
+    api_server: Url | None = None
+    token_file: Path | None = None
+    ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _fits_backend(self) -> Self:
+        if self.backend == "valkey" and self.url is None:
+            raise ValueError("backend 'valkey' needs url")
+        for backend, keys in (
+            ("valkey", ("url", "password_env")),
+            ("kubernetes-lease", ("namespace", "api_server", "token_file", "ca_file")),
+        ):
+            stray = next((key for key in keys if getattr(self, key) is not None), None)
+            if stray is not None and backend != self.backend:
+                raise ValueError(f"{stray} is for backend {backend!r}, and this is {self.backend!r}")
+        if self.replicas and self.replica not in self.replicas:
+            raise ValueError(f"replicas needs replica to be one of them, and it is {self.replica!r}")
+        return self
+
+    @property
+    def shared(self) -> bool:
+        """Whether there may be other replicas."""
+        return self.backend != "memory"
+
+    @property
+    def patience_s(self) -> float:
+        """How long a request is held where nobody leads, or another."""
+        return 2 * self.lease_s if self.wait_s is None else self.wait_s
+
+
 class PolicySpec(Spec):
     """A cluster policy spec ("prefill+decode" for two pools), and the seed of its random numbers."""
 
@@ -357,6 +422,7 @@ class FrontConfig(Spec):
     discovery: DiscoverySpec | None = None
     disaggregated: bool | None = None
     policy: PolicySpec = PolicySpec()
+    leader: LeaderSpec = LeaderSpec()
     slo: SloSpec = SloSpec()
     limits: LimitsSpec = LimitsSpec()
     health: HealthSpec = HealthSpec()
@@ -374,6 +440,7 @@ class FrontConfig(Spec):
         "discovery": DiscoverySpec,
         **{f"discovery.{which}": EngineSpec for which in ("engine", "prefill", "decode")},
         "policy": PolicySpec,
+        "leader": LeaderSpec,
         "slo": SloSpec,
         "limits": LimitsSpec,
         "health": HealthSpec,
@@ -422,6 +489,12 @@ class FrontConfig(Spec):
         """Return key, host and port of all that listens."""
         tables = (("admin", self.admin), ("metrics", self.metrics))
         return [(f"{name}.port", table.host, table.port) for name, table in tables]
+
+    @property
+    def pool_name(self) -> str:
+        """What the lease of its leader is called by."""
+        found = None if self.discovery is None else self.discovery.pool
+        return self.leader.pool or found or "default"
 
     @property
     def both_legs_at_once(self) -> bool:

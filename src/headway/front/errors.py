@@ -13,8 +13,9 @@ import math
 import orjson
 
 from headway.core.actions import Reject
+from headway.core.cluster.led import NOT_LEADER
 
-__all__ = ["Refusal", "bad_request", "model_not_found", "overloaded", "rejected", "unavailable"]
+__all__ = ["Refusal", "bad_request", "model_not_found", "not_leader", "overloaded", "rejected", "unavailable"]
 
 _WHY = {
     "backlog-full": "The engines are busy for longer than new work should wait.",
@@ -101,8 +102,17 @@ def unavailable(code: str, message: str, retry_after_s: float = 1.0) -> Refusal:
     return Refusal(503, code, message, retry_after_s=retry_after_s)
 
 
+def not_leader() -> Refusal:
+    """Build the 503 of a replica that may place nothing."""
+    return unavailable("not_leader", "This replica does not lead its pool. Try again, or another one.")
+
+
 def rejected(action: Reject, prompt_tokens: int) -> Refusal:
-    """Build the answer to a request that the policy refuses: 429, or 400 where the request is at fault."""
+    """Build the answer to a request that the policy refuses: 429; 400 where the request is at fault, 503
+    where this replica does not lead.
+    """
+    if action.why == NOT_LEADER:
+        return not_leader()
     if action.why == "prompt-too-long" or action.retry_after_s is None:
         message = f"The prompt of about {prompt_tokens} tokens is longer than any engine can hold."
         return bad_request(message, code="context_length_exceeded", param="messages")

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from headway.core.actions import Action, Dispatch, Poll, Recall, Reject
 from headway.core.events import Event, InstanceUp, PassEnded
 from headway.front.buffer import Buffer
+from headway.front.lease import Elector
 from headway.front.over import Over
 from headway.front.worker import State
 from headway.front.workers import Workers
@@ -98,7 +99,7 @@ class Metrics:
         self._words: set[str] = set()
         self._children: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
 
-    def watch(self, buffer: Buffer, workers: Workers) -> None:
+    def watch(self, buffer: Buffer, workers: Workers, elector: Elector) -> None:
         """Read gauges off the living objects when they are asked for, and forget workers that go."""
         workers.on_removed = self.forget
         limits = workers.config.limits
@@ -114,6 +115,7 @@ class Metrics:
         ):
             self._gauge(name, doc, read)
         self.registry.register(_WorkerGauges(workers))
+        self.registry.register(_LeaderGauges(elector))
 
     def observe(self, now: float, event: Event, actions: Sequence[Action]) -> None:
         """Count decisions and passes: an observer of the driver."""
@@ -209,6 +211,24 @@ class Metrics:
 
     def _gauge(self, name: str, doc: str, read: Callable[[], float]) -> None:
         Gauge(name, doc, registry=self.registry).set_function(read)
+
+
+class _LeaderGauges:
+    """Whether this replica leads its pool, and how often it came to."""
+
+    def __init__(self, elector: Elector) -> None:
+        self._elector = elector
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> list[Metric]:
+        elector = self._elector
+        leads = GaugeMetricFamily("headway_leader", "Whether this replica leads the pool", labels=["pool"])
+        leads.add_metric([elector.pool], float(elector.leads()))
+        terms = CounterMetricFamily("headway_leader_terms", "How often it came to lead", labels=["pool"])
+        terms.add_metric([elector.pool], elector.terms)
+        return [leads, terms]
 
 
 class _WorkerGauges:

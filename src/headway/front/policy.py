@@ -1,9 +1,10 @@
-"""Builds the policy of a configuration: in one pool, in two, or in two at once."""
+"""Builds the policy of a configuration: in one pool, in two, or in two at once; under a lease or without."""
 
 import random
 
 from headway.core.cluster import ClusterPolicy, create_cluster
 from headway.core.cluster.compose import Disaggregated
+from headway.core.cluster.led import Led
 from headway.core.cluster.paired import Paired
 from headway.front.config import FrontConfig
 
@@ -15,5 +16,5 @@ def create_policy(config: FrontConfig) -> ClusterPolicy:
     rng = random.Random(f"{config.policy.seed}/policy")
     policy = create_cluster(config.policy.cluster, disaggregated=bool(config.disaggregated), rng=rng)
     if config.both_legs_at_once and isinstance(policy, Disaggregated):
-        return Paired(policy.prefill, policy.decode)
-    return policy
+        policy = Paired(policy.prefill, policy.decode)
+    return Led(policy, wait_s=config.leader.patience_s) if config.leader.shared else policy

@@ -20,6 +20,8 @@ __all__ = ["Leg", "State", "Worker"]
 
 #: Without a word from an engine that publishes events for so long, its passes are worked out instead.
 SILENT_S = 10.0
+#: Engines take a number this much larger for the beginning of another count (theirs begins at 10,000).
+_FAR = 20_000
 
 
 class State(StrEnum):
@@ -137,6 +139,12 @@ class Worker:
         if wire_number > self._base + self._last_number:  # it counted for another gateway before us
             self._base = wire_number - self._last_number
         return max(0, wire_number - self._base)
+
+    def count_anew(self) -> None:
+        """Begin far from where another leader of the pool may have counted to: engines take it for a count of
+        its own, and what they still acknowledge of the other's is none of ours.
+        """
+        self._base += _FAR
 
     def rebase(self) -> None:
         """The policy will count from 1 again."""

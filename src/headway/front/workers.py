@@ -16,7 +16,7 @@ Rule 5. Adding and removing go on when whoever asked for it is gone, and leave n
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -81,6 +81,7 @@ class Workers:
         clock: Callable[[], float],
         call_at: CallAt,
         engine_headers: dict[str, str] | None = None,
+        fence: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.config = config
         self._transport = transport
@@ -88,6 +89,7 @@ class Workers:
         self._clock = clock
         self._call_at = call_at
         self._headers = engine_headers or {}
+        self._fence = fence
         self._workers: dict[str, Worker] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._kicks: dict[str, asyncio.Event] = {}
@@ -256,6 +258,13 @@ class Workers:
     def _is_other(self, own: str) -> Callable[[str], bool]:
         return lambda name: name != own and name in self._workers
 
+    def lead(self) -> None:
+        """Begin a term: count dispatches anew, and look at every engine at once, which shows it the token."""
+        for worker in self:
+            worker.count_anew()
+            if worker.name in self._kicks:
+                self._kicks[worker.name].set()
+
     # What requests tell of engines
 
     def failed(self, worker: Worker, why: str, *, refused: bool) -> None:
@@ -357,7 +366,7 @@ class Workers:
         return None, False
 
     async def _get(self, url: str) -> tuple[int, bytes]:
-        answer = await self._transport.send("GET", url, self._headers, None)
+        answer = await self._transport.send("GET", url, {**self._headers, **self._fence()}, None)
         try:
             return answer.status, await answer.read()
         finally:

@@ -1,8 +1,8 @@
 """Answers gRPC health checks: whether the process lives, and whether it should be sent requests.
 
 "", "liveness"       always, while it can answer at all
-"readiness", and     while every role has an engine that takes work, and no drain has begun
-ext_proc's service
+"readiness", and     while every role has an engine that takes work, this replica leads its pool and
+ext_proc's service   no drain has begun
 """
 
 import asyncio

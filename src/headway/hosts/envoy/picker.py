@@ -20,6 +20,7 @@ from headway.front.admin import AdminSide
 from headway.front.discovery import Discovery, create_source
 from headway.front.driver import Driver, Observer
 from headway.front.errors import Refusal
+from headway.front.lease import create_elector
 from headway.front.lengths import Lengths
 from headway.front.listener import Listener
 from headway.front.logs import AccessLog
@@ -89,6 +90,9 @@ class Picker:
         self._lengths = Lengths(config.server.tokenizer)
         self._source = create_source(config)
         self._policy = create_policy(config)
+        self.elector = create_elector(
+            config, clock=lambda: self._loop.time(), feed=self._feed, on_lead=lambda: self.workers.lead()
+        )
         self._servers: list[grpc.aio.Server] = []
         self._listeners: list[Listener] = []
         self.draining = False
@@ -113,6 +117,7 @@ class Picker:
         try:
             await self.workers.start()
             await self._discovery.start()
+            await self.elector.start()
             await self.health.start()
             self.grpc_port = await self._serve(server.grpc_port, self._credentials, picks=True)
             if server.grpc_health_port is not None:
@@ -134,7 +139,11 @@ class Picker:
         patience_s = self.config.server.drain_timeout_s if timeout_s is None else timeout_s
         self._access_logs.stop()
         # GOAWAY: Envoy opens no further stream here, and those that are open come to their end.
-        await self._servers[0].stop(patience_s)
+        ending = asyncio.ensure_future(self._servers[0].stop(patience_s))
+        while self.picks.buffer.requests and not ending.done():
+            await asyncio.sleep(DRAIN_LOOK_S)
+        await self.elector.release()  # answers may take long; another replica need not wait for them
+        await ending
         return self.streams.open == 0
 
     async def stop(self) -> None:
@@ -148,10 +157,15 @@ class Picker:
         self._listeners = []
         self.picks.stop()
         await self.health.stop()
+        await self.elector.stop()
         await self._discovery.stop()
         await self.workers.stop()
         self.driver.stop()
         await self._transport.close()
+
+    def ready(self) -> bool:
+        """Whether to be sent requests."""
+        return self.workers.ready() and self.elector.leads() and not self.draining
 
     async def reload(self, config: EppConfig) -> None:
         """Make the workers those of a new configuration; the rest of it needs a restart. Engines that are
@@ -161,8 +175,8 @@ class Picker:
             await self.workers.reconcile(config.instances, timeout_s=self.config.server.drain_timeout_s)
 
     def _build(self) -> None:
-        config, loop = self.config, asyncio.get_running_loop()
-        clock, call_at = loop.time, loop.call_at
+        config, self._loop = self.config, asyncio.get_running_loop()
+        clock, call_at = self._loop.time, self._loop.call_at
         self._transport = HttpTransport(connect_timeout_s=config.limits.connect_timeout_s)
         self.workers = Workers(
             config,
@@ -171,6 +185,7 @@ class Picker:
             clock=clock,
             call_at=call_at,
             engine_headers=self._engine_headers,
+            fence=self.elector.headers,
         )
         self._discovery = Discovery(self._source, self.workers, timeout_s=config.server.drain_timeout_s)
         observers = list(self._observers)
@@ -190,6 +205,7 @@ class Picker:
             self.driver,
             self.workers,
             self._lengths,
+            elector=self.elector,
             clock=clock,
             call_at=call_at,
             on_done=self._done,
@@ -197,8 +213,8 @@ class Picker:
         )
         self.streams = Streams(config, self.picks, self._refused)
         self._access_logs = AccessLogs(self.picks)
-        self.health = Health(lambda: self.workers.ready() and not self.draining)
-        self.metrics.watch(self.picks.buffer, self.workers)
+        self.health = Health(self.ready)
+        self.metrics.watch(self.picks.buffer, self.workers, self.elector)
         self._gauge("headway_picker_streams", "ext_proc streams that are open", lambda: self.streams.open)
         self._gauge("headway_picker_under_way", "Requests Envoy has", lambda: self.picks.under_way)
         self.admin = AdminSide(self.workers, self.driver, self.metrics, self._admin_keys)

@@ -31,7 +31,8 @@ from headway.core.events import (
 from headway.core.request import Request, Slo
 from headway.front.buffer import Buffer
 from headway.front.driver import CallAt, Driver
-from headway.front.errors import Refusal, bad_request, overloaded, unavailable
+from headway.front.errors import Refusal, bad_request, not_leader, overloaded, unavailable
+from headway.front.lease import Elector
 from headway.front.lengths import Lengths
 from headway.front.models import check_length, check_model
 from headway.front.over import Over
@@ -108,6 +109,7 @@ class Picks:
         workers: Workers,
         lengths: Lengths,
         *,
+        elector: Elector,
         clock: Callable[[], float],
         call_at: CallAt,
         on_done: Callable[[Over, int], None],
@@ -119,6 +121,7 @@ class Picks:
         self._driver = driver
         self._workers = workers
         self._lengths = lengths
+        self._elector = elector
         self._clock = clock
         self._call_at = call_at
         self._on_done = on_done
@@ -194,7 +197,9 @@ class Picks:
         return (Role.PREFILL,)
 
     def _subset(self, roles: tuple[Role, ...], subset: frozenset[str] | None) -> Answer:
-        """Pick within a hint that the policy could not keep to."""
+        """Pick within a hint that the policy could not keep to. Raises Refusal where another may place."""
+        if not self._elector.leads():
+            raise not_leader()
         self._count_as("subset")
         answer = self.aside(roles[-1], subset)
         if len(roles) > 1:
@@ -239,10 +244,12 @@ class Picks:
             dispatches = await self._wait(pick, roles)
             places = [(self._workers.get(each.instance), each) for each in dispatches]
             found = [(worker, dispatch) for worker, dispatch in places if worker is not None]
-            if len(found) == len(places):
+            leads = self._elector.leads()
+            if leads and len(found) == len(places):
                 return found
-            pick.attempts += 1  # it was removed in this very moment
-            self._driver.feed(Failed(pick.request.id, "its engine was removed", retry=True))
+            pick.attempts += 1  # in this very moment
+            why = "its engine was removed" if leads else "this replica leads no more"
+            self._driver.feed(Failed(pick.request.id, why, retry=True))
 
     async def _wait(self, pick: Pick, roles: tuple[Role, ...]) -> list[Dispatch]:
         try:
@@ -263,7 +270,7 @@ class Picks:
             pick.dispatched_s = now
         worker, dispatch = places[-1]
         endpoint = self.endpoints.at(worker, dispatch.rank)
-        headers: dict[str, str] = {}
+        headers = self._elector.headers()
         if len(places) > 1:
             prefill, first = places[0]
             headers["x-prefiller-host-port"] = self.endpoints.at(prefill, first.rank)

@@ -7,6 +7,7 @@ With it, headers go that only we may set; those of them that a client sent are r
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from headway.core.leadership import FENCE_HEADER
 from headway.front.errors import Refusal
 from headway.hosts.envoy.messages import ADD_OR_OVERWRITE, ProcessingResponse
 from headway.hosts.envoy.picks import Answer
@@ -30,7 +31,14 @@ NAMESPACE, SUBSET_NAMESPACE = "envoy.lb", "envoy.lb.subset_hint"
 KEY_NAMESPACE, KEY = "headway", "key"
 
 #: Set by us or by nobody.
-_OURS = ("x-prefiller-host-port", "x-headway-dispatch", "x-data-parallel-rank", SUBSET, SERVED)
+_OURS = (
+    "x-prefiller-host-port",
+    "x-headway-dispatch",
+    "x-data-parallel-rank",
+    FENCE_HEADER,
+    SUBSET,
+    SERVED,
+)
 
 
 class Replies:

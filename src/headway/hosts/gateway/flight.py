@@ -22,6 +22,7 @@ from headway.hosts.gateway.tracing import NO_TRACE, Trace
 
 __all__ = ["Flight", "LegError", "RecalledError"]
 
+
 class LegError(EngineError):
     """An engine failed a leg. `status` is what the client is told if nothing else helps.
 

@@ -16,6 +16,7 @@ from headway.front.admin import AdminSide
 from headway.front.discovery import Discovery, create_source
 from headway.front.driver import Driver, Observer
 from headway.front.errors import Refusal
+from headway.front.lease import create_elector
 from headway.front.lengths import Lengths
 from headway.front.listener import Listener
 from headway.front.logs import AccessLog
@@ -78,6 +79,9 @@ class Gateway:
         self._lengths = Lengths(config.server.tokenizer)
         self._source = create_source(config)
         self._policy = create_policy(config)
+        self.elector = create_elector(
+            config, clock=lambda: self._loop.time(), feed=self._feed, on_lead=lambda: self.workers.lead()
+        )
         self._listeners: list[Listener] = []
         self.url = ""
         self.admin_url: str | None = None
@@ -98,6 +102,7 @@ class Gateway:
         try:
             await self.workers.start()
             await self._discovery.start()
+            await self.elector.start()
             server = self.config.server
             self.url = await self._listen(self.public, server.host, server.port, self._tls)
             admin = self.config.admin
@@ -119,6 +124,8 @@ class Gateway:
         listener = self._listeners[0]
         listener.drain()  # each connection ends when its answer has gone out
         while (self.serving.buffer.in_flight or listener.connections) and self._loop.time() < deadline_s:
+            if not self.serving.undecided():
+                await self.elector.release()  # streams may take long; another replica need not wait for them
             await asyncio.sleep(DRAIN_LOOK_S)
         return not (self.serving.buffer.in_flight or listener.connections)
 
@@ -128,6 +135,7 @@ class Gateway:
         for listener in self._listeners:
             await listener.close()
         self._listeners = []
+        await self.elector.stop()
         await self._discovery.stop()
         await self.workers.stop()
         self.driver.stop()
@@ -159,6 +167,7 @@ class Gateway:
             clock=clock,
             call_at=call_at,
             engine_headers=self._engine_headers,
+            fence=self.elector.headers,
         )
         self._discovery = Discovery(self._source, self.workers, timeout_s=config.server.drain_timeout_s)
         self.driver = Driver(
@@ -170,6 +179,7 @@ class Gateway:
             self.workers,
             self._transport,
             self._lengths,
+            elector=self.elector,
             clock=clock,
             engine_headers=self._engine_headers,
             on_done=self._done,
@@ -184,14 +194,21 @@ class Gateway:
             engine_headers=self._engine_headers,
             keep_authorization=config.auth.api_keys_env is None,
         )
-        self.metrics.watch(self.serving.buffer, self.workers)
+        self.metrics.watch(self.serving.buffer, self.workers, self.elector)
         self.public = PublicSide(
-            config, self.serving, passthrough, self.workers, self.metrics, self._keys, self._access_log
+            config,
+            self.serving,
+            passthrough,
+            self.workers,
+            self.elector,
+            self.metrics,
+            self._keys,
+            self._access_log,
         )
         if config.worker_api.enabled:
             self.public.routes |= WorkerApi(config, self.workers, self._keys).routes
         self.admin = AdminSide(self.workers, self.driver, self.metrics, self._admin_keys)
-        live = Live(config, self._seen, self.driver, self.workers, self.serving.buffer)
+        live = Live(config, self._seen, self.driver, self.workers, self.serving.buffer, self.elector)
         with_token = config.admin.token_env is not None
         self._page = Page(live, self._admin_keys, clock=clock, needs_token=with_token)
         self.admin.routes |= self._page.routes

@@ -15,6 +15,7 @@ from itertools import count
 from headway.core.request import Slo
 from headway.front.access import Keys
 from headway.front.errors import Refusal, unavailable
+from headway.front.lease import Elector
 from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
 from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, json_answer, refused
@@ -38,6 +39,7 @@ class PublicSide:
         serving: Serving,
         passthrough: Passthrough,
         workers: Workers,
+        elector: Elector,
         metrics: Metrics,
         keys: Keys,
         access_log: AccessLog,
@@ -60,6 +62,7 @@ class PublicSide:
         self._serving = serving
         self._passthrough = passthrough
         self._workers = workers
+        self._elector = elector
         self._counts = metrics
         self._keys = keys
         self._access_log = access_log
@@ -171,9 +174,12 @@ class PublicSide:
         return json_answer({"status": "ok"})
 
     async def _ready(self, request: HttpRequest) -> HttpResponse | None:
-        ready = self._workers.ready() and not self.draining
-        states = Counter(worker.state.value for worker in self._workers)
-        return json_answer({"ready": ready, "workers": states}, 200 if ready else 503)
+        ready = self._workers.ready() and self._elector.leads() and not self.draining
+        told: dict[str, object] = {"ready": ready}
+        told["workers"] = Counter(worker.state.value for worker in self._workers)
+        if self._elector.shared:
+            told["leader"] = self._elector.standing()
+        return json_answer(told, 200 if ready else 503)
 
     async def _metrics(self, request: HttpRequest) -> HttpResponse | None:
         return HttpResponse(200, self._counts.text(), {"Content-Type": "text/plain; version=0.0.4"})

@@ -18,6 +18,7 @@ from headway.core.request import Request, Slo
 from headway.front.buffer import Buffer, RetryBudget
 from headway.front.driver import Driver
 from headway.front.errors import Refusal, unavailable
+from headway.front.lease import Elector
 from headway.front.lengths import Lengths
 from headway.front.models import check_length, check_model
 from headway.front.prefixes import prefix_of
@@ -54,6 +55,7 @@ class Serving:
         transport: Transport,
         lengths: Lengths,
         *,
+        elector: Elector,
         clock: Callable[[], float],
         engine_headers: Mapping[str, str],
         on_done: Done = lambda flight, status: None,
@@ -71,6 +73,7 @@ class Serving:
         self._tracing = tracing or Tracing()
         self._budget = RetryBudget(config.limits.retry_budget)
         self._numbers = count(1)
+        self._flights: set[Flight] = set()
         self._way = way_of(config)
         self._passes_authorization = config.auth.api_keys_env is None
         self._legs = Legs(
@@ -78,10 +81,15 @@ class Serving:
             transport,
             driver.feed,
             config.limits,
+            elector=elector,
             clock=clock,
             dispatched=self._dispatched,
             engine_headers=engine_headers,
         )
+
+    def undecided(self) -> bool:
+        """Whether a request may still need a place: it has no byte of its answer yet."""
+        return any(not flight.sink.started for flight in self._flights)
 
     async def take_in(
         self, call: Call, headers: Mapping[str, str], request_id: str, slo: Slo, priority: int, sink: Sink
@@ -107,6 +115,7 @@ class Serving:
         when it is gone or does not read.
         """
         flight.waits = True
+        self._flights.add(flight)
         status = 499  # unless somebody says otherwise the client went away
         try:
             self._driver.arrive(flight.request, flight)
@@ -207,6 +216,7 @@ class Serving:
 
     def _end(self, flight: Flight, status: int) -> None:
         """Release everything the request holds, however it ended."""
+        self._flights.discard(flight)
         if flight.waits:
             self.buffer.leave(flight.request.prompt_tokens, len(flight.call.body))
         self.buffer.done()
