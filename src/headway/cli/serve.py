@@ -228,7 +228,12 @@ def summary(config: "FrontConfig") -> str:
         for role in ("prefill", "decode", "aggregated")
         if (ranks := [each.ranks for each in config.instances if each.role.value == role])
     ]
-    return f"{config.policy.cluster} over {', '.join(pools) or 'no engine yet'}"
+    found = config.discovery
+    where = "no engine yet"
+    if found is not None:
+        pool = f"InferencePool {found.pool}" if found.pool else found.selector
+        where = f"the engines of {found.file or pool}"
+    return f"{config.policy.cluster} over {', '.join(pools) or where}"
 
 
 # Running
