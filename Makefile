@@ -45,7 +45,7 @@ types: setup     ## mypy --strict
 layers: setup    ## import-linter: the core is pure, layers point downwards
 	$(BIN)/lint-imports
 
-SOCKETS := tests/wire tests/emulator tests/front tests/gateway tests/e2e
+SOCKETS := tests/wire tests/emulator tests/front tests/gateway tests/leader tests/e2e
 
 unit: setup      ## the fast tests: no network, no clock
 	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%) --ignore=tests/engine --ignore=tests/envoy --ignore=tests/on_ray
