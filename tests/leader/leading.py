@@ -1,4 +1,4 @@
-"""Words the leader's tests share: a Valkey server, engines that refuse older tokens, replicas under a lease."""
+"""Words the leader's tests share: a Valkey server, engines that refuse older tokens, gateways."""
 
 from contextlib import asynccontextmanager, contextmanager
 

@@ -193,7 +193,8 @@ class Elector:
     def _tell_lost(self) -> None:
         if self._until_s is not None:
             self._until_s = None
-            log.warning("this replica leads no more", extra={"pool": self.pool, "reason": self._why})
+            level = logging.INFO if self._task is None else logging.WARNING  # as it should, or not
+            log.log(level, "this replica leads no more", extra={"pool": self.pool, "reason": self._why})
             self._hand_in(LeaseLost())
         leader = self._leadership.leader
         if leader is not None and leader != self._followed:

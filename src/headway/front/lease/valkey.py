@@ -1,4 +1,4 @@
-"""Keeps the lease in a Valkey (or Redis) server: a hash per pool, changed by one script, in the server's time.
+"""Keeps the lease in a Valkey (or Redis) server: a hash per pool, changed by one script, in its time.
 
     headway:leader:POOL    holder, token, until_ms, lease_ms
 
