@@ -174,18 +174,17 @@ class Front:
 
 
 @asynccontextmanager
-async def front(*, engines=2, name="override-host", change=lambda envoy: None, tls=False, **tables):
+async def front(*, engines=2, name="override-host", change=lambda envoy: None, **tables):
     """Start all of it. `change(envoy)`: before Envoy starts. `tables`: of the picker's configuration."""
     standins = [StandIn() for _ in range(engines)]
-    async with _all(standins):
-        async with Picker(config(*standins, **tables)) as picker:
-            envoy = Envoy(name)
-            envoy.ask(picker.grpc_port, tls=tls)
-            if name == "override-host":
-                envoy.knows(*(int(each.url.rpartition(":")[2]) for each in standins))
-            change(envoy)
-            async with envoy, aiohttp.ClientSession(envoy.url) as client:
-                yield Front(envoy, picker, standins, client)
+    async with _all(standins), Picker(config(*standins, **tables)) as picker:
+        envoy = Envoy(name)
+        envoy.ask(picker.grpc_port, tls=picker.config.tls.mode != "off")
+        if name == "override-host":
+            envoy.knows(*(int(each.url.rpartition(":")[2]) for each in standins))
+        change(envoy)
+        async with envoy, aiohttp.ClientSession(envoy.url) as client:
+            yield Front(envoy, picker, standins, client)
 
 
 @asynccontextmanager

@@ -1,19 +1,20 @@
-"""Hears from Envoy's gRPC access log which requests are over, and how they went.
+"""Finds out which requests are over, and how: from Envoy's gRPC access log, or answers that come by.
 
-An entry names its request by dynamic metadata that the picker's answer set; one without was refused here, or
-never came here. Entries that Envoy writes in mid-stream are skipped. Envoy sends them in batches: it should
-flush often (`buffer_flush_interval`), for until then the request's load is reserved.
+An entry of the log names its request by dynamic metadata that the picker's answer set; one without was
+refused here, or never came here. Entries written in mid-stream are skipped. Envoy sends them in batches: it
+should flush often (`buffer_flush_interval`), for until then the request's load is reserved.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from headway.front.usage import Tail, usage_of
 from headway.hosts.envoy.messages import StreamAccessLogsResponse
 from headway.hosts.envoy.picks import Picks, Served
 from headway.hosts.envoy.replies import KEY, KEY_NAMESPACE, NAMESPACE, SERVED
 
-__all__ = ["AccessLogs"]
+__all__ = ["AccessLogs", "AnswerAccount", "headers_of"]
 
 
 class AccessLogs:
@@ -54,6 +55,74 @@ class AccessLogs:
         self._picks.over(key, _served(entry, metadata))
 
 
+class AnswerAccount:
+    """The account of one request whose answer comes by here. `end` when nothing more comes."""
+
+    def __init__(self, picks: Picks, key: str) -> None:
+        self._picks = picks
+        self._key = key
+        self._status = 0
+        self._endpoint: str | None = None
+        self._streams = False
+        self._tail = Tail()
+        self._over = False
+
+    def hear(self, message: Any) -> None:
+        """Take in a message about the answer."""
+        kind = message.WhichOneof("kind")
+        if kind == "response_headers":
+            headers = headers_of(message.response_headers.headers)
+            self._status = _status(headers)
+            self._streams = headers.get("content-type", "").startswith("text/event-stream")
+            self._endpoint = _served_by(message.metadata_context.filter_metadata)
+            self._ended(message.response_headers.end_of_stream)
+        elif kind == "response_body":
+            if message.response_body.body:
+                self._piece(message.response_body.body)
+            self._ended(message.response_body.end_of_stream)
+        elif kind == "response_trailers":
+            self._ended(True)
+
+    def end(self) -> None:
+        """Note that nothing more comes: what is not over by now broke off."""
+        self._status = 0
+        self._ended(True)
+
+    def _piece(self, piece: bytes) -> None:
+        if self._status < 300:
+            self._picks.first_byte(self._key)
+        self._tail.add(piece)
+        if not self._streams:
+            self._picks.tokens(self._key, *usage_of(piece))
+
+    def _ended(self, ended: bool) -> None:
+        if ended and not self._over:
+            self._over = True
+            if self._streams:
+                self._picks.tokens(self._key, *self._tail.usage())
+            self._picks.over(self._key, Served(self._status, endpoint=self._endpoint))
+
+
+def headers_of(of: Any) -> dict[str, str]:
+    """Return a HeaderMap's headers; Envoy writes them in bytes."""
+    return {
+        each.key: each.raw_value.decode("latin-1") if each.raw_value else each.value for each in of.headers
+    }
+
+
+def _status(headers: Mapping[str, str]) -> int:
+    text = headers.get(":status", "")
+    return int(text) if text.isdigit() else 0
+
+
+def _served_by(metadata: Any) -> str | None:
+    """Read who served a request, where Envoy says so."""
+    if NAMESPACE not in metadata:
+        return None
+    fields = metadata[NAMESPACE].fields
+    return fields[SERVED].string_value or None if SERVED in fields else None
+
+
 def _served(entry: Any, metadata: Any) -> Served:
     common, flags = entry.common_properties, entry.common_properties.response_flags
     endpoint = None
@@ -61,8 +130,7 @@ def _served(entry: Any, metadata: Any) -> Served:
         address = common.upstream_remote_address.socket_address
         host = f"[{address.address}]" if ":" in address.address else address.address
         endpoint = f"{host}:{address.port_value}"
-    if NAMESPACE in metadata and SERVED in metadata[NAMESPACE].fields:
-        endpoint = metadata[NAMESPACE].fields[SERVED].string_value or endpoint
+    endpoint = _served_by(metadata) or endpoint
     gone = flags.downstream_connection_termination
     status = 0 if gone else entry.response.response_code.value
     if flags.upstream_connection_termination or flags.upstream_remote_reset:

@@ -50,6 +50,8 @@ log = logging.getLogger("headway.picker")
 
 #: How often it is looked for requests of which nothing was heard.
 SWEEP_S = 5.0
+#: Envoy's access log is flushed within this.
+DOUBT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -129,7 +131,7 @@ class Picks:
         self._boot = secrets.token_hex(4)
         self._numbers = count(1)
         self._under_way: dict[str, _UnderWay] = {}
-        self._prefilled: dict[str, Pick] = {}  # in phases, by the id that joins them
+        self._in_phases: dict[str, Pick] = {}  # whose decode is to come, by the id that joins them
         self._flows: Counter[str] = Counter()
         self._dispatched: defaultdict[str, deque[tuple[int, str]]] = defaultdict(deque)  # (number, key)
         self._sweeper = call_at(clock() + SWEEP_S, self._sweep)
@@ -145,36 +147,80 @@ class Picks:
 
     # Where to
 
-    async def pick(
-        self,
-        call: Call,
-        request_id: str,
-        slo: Slo,
-        priority: int,
-        *,
-        size: int,
-        flow: str = "",
-        phase: Role | None = None,
-        subset: frozenset[str] | None = None,
-    ) -> Answer:
-        """Hold a request until it has its place. `size`: of the body that is kept meanwhile, in bytes.
+    def within(self, subset: frozenset[str] | None, phase: Role | None) -> Answer | None:
+        """Pick within a hint that the policy could not keep to; None where it can, or there is none.
 
-        Raises Refusal: 503 without an endpoint, 429 when it is shed, 4xx for what no engine could serve.
-        Cancelled, it withdraws the request.
+        Raises Refusal (503) without an endpoint, and where another replica may place.
         """
-        if phase is Role.DECODE:
-            return await self._second(request_id, subset)
         roles = self._roles(phase)
         if not all(self.endpoints.able(role) for role in roles):
             raise unavailable("no_engine", "No engine is up that could take the request.")
-        if self.endpoints.leaves_out(subset, roles):
-            return self._subset(roles, subset)
-        pick = await self._take_in(call, request_id, slo, priority, size, flow)
+        if not self.endpoints.leaves_out(subset, roles):
+            return None
+        if not self._elector.leads():
+            raise not_leader()
+        self._count_as("subset")
+        answer = self.aside(roles[-1], subset)
+        if len(roles) > 1:
+            worker, rank = self.endpoints.least_busy(roles[0], subset)
+            answer.headers["x-prefiller-host-port"] = self.endpoints.of(worker)[rank]
+        return answer
+
+    async def take_in(
+        self, call: Call, request_id: str, slo: Slo, priority: int, *, size: int, flow: str = ""
+    ) -> Pick:
+        """Make room for a request, which is to be held at once. `size`: of what is kept of it, in bytes.
+
+        Raises Refusal: 429 when there is none, 4xx for what no engine could serve.
+        """
+        known = self._workers.models()
+        check_model(call.model, known)
+        arrived_s = self._clock()
+        tokens = max(1, await self._lengths.measure(call))
+        check_length(call, tokens, known, self._lengths, self._config.server.max_prompt_tokens)
+        name = f"{request_id}-{next(self._numbers)}"
+        prefix, block_tokens = prefix_of(call, tokens) if self._driver.reads_prefixes else ((), 0)
+        request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens, prefix, block_tokens)
+        self._check_flow(flow)
+        self.buffer.admit(tokens, size)
+        self._flows[flow] += 1
+        pick = Pick(
+            request,
+            Call(call.path, b"", call.model, call.stream, call.max_tokens, ()),  # not the body, nor its texts
+            size=size,
+            flow=flow,
+            role_of=self._role_of,
+            taken_back=self._taken_back,
+            abandoned=self._abandoned,
+        )
+        pick.waits = True
+        return pick
+
+    async def hold(self, pick: Pick, phase: Role | None, subset: frozenset[str] | None) -> Answer:
+        """Hold a request until it has its place. Raises Refusal when it is shed; cancelled, withdraws it."""
         try:
-            pick.waits = True
             self._driver.arrive(pick.request, pick)
-            places = await self._place(pick, roles)
-            return self._answer(pick, places, subset)
+            answer = self._answer(pick, await self._place(pick, self._roles(phase)), subset)
+        except BaseException as error:
+            self._end(pick, error.status if isinstance(error, Refusal) else 499, error)
+            raise
+        if phase is Role.PREFILL:
+            self._begin_phases(pick)
+        return answer
+
+    async def second(self, request_id: str, subset: frozenset[str] | None) -> Answer:
+        """Place the decode of a request whose prefill was placed here. Raises Refusal as `hold`."""
+        pick = self._in_phases.pop(request_id, None)
+        if pick is None or pick.over:
+            # Its prefill was another picker's, or too long ago. Its body says where its KV is: it can go on.
+            self._count_as("unknown_phase")
+            return self.aside(Role.DECODE, subset)
+        pick.waits, pick.answered = True, False
+        self._flows[pick.flow] += 1
+        self.buffer.enter(pick.request.prompt_tokens, pick.size)
+        try:
+            self._prefill_done(pick)
+            return self._answer(pick, await self._place(pick, (Role.DECODE,)), subset)
         except BaseException as error:
             self._end(pick, error.status if isinstance(error, Refusal) else 499, error)
             raise
@@ -195,42 +241,6 @@ class Picks:
         if phase is not Role.PREFILL:
             raise bad_request("The header EPP-Profile must be prefill or decode.", param="epp-profile")
         return (Role.PREFILL,)
-
-    def _subset(self, roles: tuple[Role, ...], subset: frozenset[str] | None) -> Answer:
-        """Pick within a hint that the policy could not keep to. Raises Refusal where another may place."""
-        if not self._elector.leads():
-            raise not_leader()
-        self._count_as("subset")
-        answer = self.aside(roles[-1], subset)
-        if len(roles) > 1:
-            worker, rank = self.endpoints.least_busy(roles[0], subset)
-            answer.headers["x-prefiller-host-port"] = self.endpoints.of(worker)[rank]
-        return answer
-
-    async def _take_in(
-        self, call: Call, request_id: str, slo: Slo, priority: int, size: int, flow: str
-    ) -> Pick:
-        """Make room for a request. Raises Refusal when there is none, or no engine could serve it."""
-        known = self._workers.models()
-        check_model(call.model, known)
-        arrived_s = self._clock()
-        tokens = max(1, await self._lengths.measure(call))
-        check_length(call, tokens, known, self._lengths, self._config.server.max_prompt_tokens)
-        name = f"{request_id}-{next(self._numbers)}"
-        prefix, block_tokens = prefix_of(call, tokens) if self._driver.reads_prefixes else ((), 0)
-        request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens, prefix, block_tokens)
-        self._check_flow(flow)
-        self.buffer.admit(tokens, size)
-        self._flows[flow] += 1
-        return Pick(
-            request,
-            Call(call.path, b"", call.model, call.stream, call.max_tokens, ()),  # not the body, nor its texts
-            size=size,
-            flow=flow,
-            role_of=self._role_of,
-            taken_back=self._taken_back,
-            abandoned=self._abandoned,
-        )
 
     def _check_flow(self, flow: str) -> None:
         """Keep one flow from taking the whole buffer."""
@@ -310,24 +320,6 @@ class Picks:
 
     # Phases
 
-    async def _second(self, request_id: str, subset: frozenset[str] | None) -> Answer:
-        """Place the decode of a request whose prefill was placed here."""
-        pick = self._prefilled.pop(request_id, None)
-        if pick is None or pick.over:
-            # Its prefill was another picker's, or too long ago. Its body says where its KV is: it can go on.
-            self._count_as("unknown_phase")
-            return self.aside(Role.DECODE, subset)
-        try:
-            pick.waits = True
-            self._flows[pick.flow] += 1
-            self.buffer.enter(pick.request.prompt_tokens, pick.size)
-            self._prefill_done(pick)
-            places = await self._place(pick, (Role.DECODE,))
-            return self._answer(pick, places, subset)
-        except BaseException as error:
-            self._end(pick, error.status if isinstance(error, Refusal) else 499, error)
-            raise
-
     def _prefill_done(self, pick: Pick) -> None:
         if not pick.prefilled:
             pick.prefilled = True
@@ -335,17 +327,29 @@ class Picks:
             for worker in pick.workers:
                 worker.inference.prefilled(pick.request.id)
 
-    def _await_second(self, pick: Pick) -> None:
-        request_id = pick.request.id.rpartition("-")[0]
-        before = self._prefilled.get(request_id)
+    def _begin_phases(self, pick: Pick) -> None:
+        """Remember a request whose decode is to come."""
+        request_id = _joined_by(pick)
+        before = self._in_phases.get(request_id)
         if before is not None:
             self._end(before, 499)
-        self._prefilled[request_id] = pick
+        self._in_phases[request_id] = pick
+
+    def _first_is_over(self, pick: Pick, *, well: bool) -> None:
+        """Note that a prefill is over; its decode may be on its way already."""
+        request_id = _joined_by(pick)
+        if self._in_phases.get(request_id) is not pick:
+            return
+        if not well:
+            del self._in_phases[request_id]
+            return
+        pick.answered = False  # a place for its decode is not Envoy's yet
+        self._prefill_done(pick)
         self._call_at(self._clock() + self._config.limits.kv_lease_s, self._no_second, request_id, pick)
 
     def _no_second(self, request_id: str, pick: Pick) -> None:
-        if self._prefilled.get(request_id) is pick:
-            del self._prefilled[request_id]
+        if self._in_phases.get(request_id) is pick:
+            del self._in_phases[request_id]
             self._count_as("no_decode")
             self._end(pick, 499)
 
@@ -379,17 +383,25 @@ class Picks:
         self._judge(under_way, served)
         if pick is None or pick.over:
             return
-        if under_way.role is Role.PREFILL and served.status and served.status < 400:
-            worker.inference.prefilled(pick.request.id)
-            pick.answered = False  # a place for its decode is not Envoy's yet
-            self._prefill_done(pick)
-            self._await_second(pick)
-            return
+        if under_way.role is Role.PREFILL:
+            well = 0 < served.status < 400
+            self._first_is_over(pick, well=well)
+            if well:
+                return
         if served.ttft_s is not None:
             pick.first_byte_s = pick.request.arrival_s + served.ttft_s
         if served.duration_s is not None:
             pick.ended_s = pick.request.arrival_s + served.duration_s
         self._end(pick, served.status or 499, served=served)
+
+    def doubt(self, key: str) -> None:
+        """Note that a request broke off. Its end is told, unless Envoy never read where it was to go."""
+        if key in self._under_way:
+            self._call_at(self._clock() + DOUBT_S, self._in_doubt, key)
+
+    def _in_doubt(self, key: str) -> None:
+        if key in self._under_way:
+            self.over(key, Served(0))
 
     def reported(self, now: float, event: Event, actions: Sequence[Action]) -> None:
         """Let an engine's report take over what it accounts for: an observer of the driver."""
@@ -484,3 +496,8 @@ def _last_event(pick: Pick, status: int, served: Served | None) -> Event:
     if status >= 500:
         return Failed(pick.request.id, f"it was answered {status}", retry=False)
     return Finished(pick.request.id, pick.output_tokens or 0)
+
+
+def _joined_by(pick: Pick) -> str:
+    """Return the id that both phases of a request carry."""
+    return pick.request.id.rpartition("-")[0]

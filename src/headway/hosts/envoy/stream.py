@@ -33,11 +33,11 @@ from headway.front.requests import (
     read_targets,
     targets_for_engines,
 )
-from headway.front.usage import Tail, usage_of
+from headway.hosts.envoy.accounting import AnswerAccount, headers_of
 from headway.hosts.envoy.config import EppConfig, ObjectiveSpec
 from headway.hosts.envoy.messages import BUFFERED, FULL_DUPLEX_STREAMED
 from headway.hosts.envoy.picks import Answer, Picks, Served
-from headway.hosts.envoy.replies import SERVED, SUBSET, SUBSET_NAMESPACE, Replies
+from headway.hosts.envoy.replies import SUBSET, SUBSET_NAMESPACE, Replies
 
 __all__ = ["Context", "Streams"]
 
@@ -119,7 +119,7 @@ class _Stream:
         if first.WhichOneof("kind") != "request_headers":
             raise _ProtocolError("an ext_proc stream begins with request_headers")
         self._set_modes(first)
-        headers = _headers(first.request_headers.headers)
+        headers = headers_of(first.request_headers.headers)
         try:
             subset = _subset(first.metadata_context)
             ends = first.request_headers.end_of_stream
@@ -156,7 +156,7 @@ class _Stream:
             if generates:
                 raise bad_request("The request has no body.", code="invalid_json")
             answer = self._picks.aside(phase, subset)
-            await self._context.write(self._replies.destination(answer, {}, at_body=False))
+            await self._tell(answer, [self._replies.destination(answer, {}, at_body=False)])
             return answer.key
         if not self._full_duplex:
             await self._context.write(self._replies.go_on())
@@ -167,13 +167,23 @@ class _Stream:
             check_passed_on(b"".join(pieces))
             answer, passed = self._picks.aside(phase, subset), {}
         at_body = not self._full_duplex
-        await self._context.write(self._replies.destination(answer, passed, at_body=at_body))
+        replies = [self._replies.destination(answer, passed, at_body=at_body)]
         if self._full_duplex:
-            for reply in self._replies.body(pieces, ends=not trailers):
-                await self._context.write(reply)
+            replies += self._replies.body(pieces, ends=not trailers)
         if trailers:
-            await self._context.write(self._replies.trailers())
+            replies.append(self._replies.trailers())
+        del pieces
+        await self._tell(answer, replies)
         return answer.key
+
+    async def _tell(self, answer: Answer, replies: list[Any]) -> None:
+        """Send what takes a request on its way. What was not said, nobody will tell the end of."""
+        try:
+            for reply in replies:
+                await self._context.write(reply)
+        except BaseException:
+            self._picks.over(answer.key, Served(0))
+            raise
 
     async def _read_body(self) -> tuple[list[bytes], bool]:
         """Return the pieces of the body, and whether trailers came after it. Raises Refusal (413, 408)."""
@@ -219,23 +229,28 @@ class _Stream:
         slo, priority = read_targets(headers, objective.over(self._config.slo).slo())
         if "x-priority" not in headers:
             priority = objective.priority
-        size = sum(map(len, pieces))
         call = _read(path, pieces, phase)
+        size = sum(map(len, pieces))
         if not self._full_duplex:
             pieces.clear()  # Envoy has it
-            patience_s = self._config.limits.queue_timeout_s + 1.0
-            await self._context.write(self._replies.more_time(patience_s))
-        answer = await self._picks.pick(
-            call,
-            self._request_id(headers),
-            slo,
-            priority,
-            size=size,
-            flow=next((headers[each][:MOST_FLOW] for each in FLOW_HEADERS if each in headers), ""),
-            phase=phase,
-            subset=subset,
-        )
-        return answer, targets_for_engines(headers)
+        request_id, passed = self._request_id(headers), targets_for_engines(headers)
+        if phase is Role.DECODE:
+            del call
+            await self._ask_for_time()
+            return await self._picks.second(request_id, subset), passed
+        beside = self._picks.within(subset, phase)
+        if beside is not None:
+            return beside, passed
+        flow = next((headers[each][:MOST_FLOW] for each in FLOW_HEADERS if each in headers), "")
+        await self._ask_for_time()
+        pick = await self._picks.take_in(call, request_id, slo, priority, size=size, flow=flow)
+        del call  # its body and texts: none of it is needed any more
+        return await self._picks.hold(pick, phase, subset), passed
+
+    async def _ask_for_time(self) -> None:
+        """Where Envoy's clock runs, ask it to wait as long as a request may be held."""
+        if not self._full_duplex:
+            await self._context.write(self._replies.more_time(self._config.limits.queue_timeout_s + 1.0))
 
     def _objective(self, headers: Mapping[str, str]) -> ObjectiveSpec:
         name = next((headers[each] for each in OBJECTIVE_HEADERS if each in headers), None)
@@ -249,41 +264,20 @@ class _Stream:
 
     async def _see_by(self, key: str) -> None:
         """Let the engine's answer pass, where it comes by here, until the stream ends."""
-        accounts = self._config.accounting.by == "response"
-        tail, status, endpoint, streams = Tail(), 0, None, False
-        done = False
+        account = AnswerAccount(self._picks, key) if self._config.accounting.by == "response" else None
         try:
             while (message := await self._next()) is not None:
                 reply = self._replies.response(message, full_duplex=self._answer_full_duplex)
                 if reply is not None:
                     await self._context.write(reply)
-                if not accounts or done:
-                    continue
-                kind = message.WhichOneof("kind")
-                if kind == "response_headers":
-                    said = _headers(message.response_headers.headers)
-                    status = _status(said)
-                    streams = said.get("content-type", "").startswith("text/event-stream")
-                    endpoint = _served(message.metadata_context)
-                    done = message.response_headers.end_of_stream
-                elif kind == "response_body":
-                    piece = message.response_body.body
-                    if piece:
-                        if status < 300:
-                            self._picks.first_byte(key)
-                        tail.add(piece)
-                        if not streams:
-                            self._picks.tokens(key, *usage_of(piece))
-                    done = message.response_body.end_of_stream
-                elif kind == "response_trailers":
-                    done = True
-                if done:
-                    if streams:
-                        self._picks.tokens(key, *tail.usage())
-                    self._picks.over(key, Served(status, endpoint=endpoint))
+                if account is not None:
+                    account.hear(message)
+        except asyncio.CancelledError:
+            self._picks.doubt(key)
+            raise
         finally:
-            if accounts and not done:
-                self._picks.over(key, Served(0, endpoint=endpoint))
+            if account is not None:
+                account.end()
 
     async def _next(self) -> Any:
         message = await self._context.read()
@@ -293,12 +287,6 @@ class _Stream:
 def _read(path: str, pieces: list[bytes], phase: Role | None) -> Call:
     """Read a body; that of a phase may hold what a coordinator hands over."""
     return read_call(path, pieces[0] if len(pieces) == 1 else b"".join(pieces), steered=phase is not None)
-
-
-def _headers(of: Any) -> dict[str, str]:
-    return {
-        each.key: each.raw_value.decode("latin-1") if each.raw_value else each.value for each in of.headers
-    }
 
 
 def _phase(headers: Mapping[str, str]) -> Role | None:
@@ -326,16 +314,3 @@ def _subset(metadata: Any) -> frozenset[str] | None:
                 f"The metadata {SUBSET} has {endpoint[:60]!r}, which is no ip:port.", param=SUBSET
             )
     return frozenset(endpoint.strip() for endpoint in endpoints)
-
-
-def _status(headers: Mapping[str, str]) -> int:
-    text = headers.get(":status", "")
-    return int(text) if text.isdigit() else 0
-
-
-def _served(metadata: Any) -> str | None:
-    """Read who served it, where Envoy says so."""
-    if "envoy.lb" not in metadata.filter_metadata:
-        return None
-    fields = metadata.filter_metadata["envoy.lb"].fields
-    return fields[SERVED].string_value or None if SERVED in fields else None
