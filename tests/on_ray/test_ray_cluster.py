@@ -1,7 +1,10 @@
 """A Ray cluster of two nodes on this machine, reached by its address; and addresses that lead nowhere."""
 
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 import headway
+from headway.core.errors import ConfigError
+from headway.hosts.sim.workers import ray as ray_workers
 
 COMPARE = ["compare", "--cluster", "llama8b-h100", "--requests", "40", "--policies", "round-robin"]
 COMPARE += ["--batch", "vllm-v1", "--load", "0.3,0.6"]
@@ -98,3 +103,23 @@ def test_an_address_that_leads_nowhere_is_one_line(address: str, message: str):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_server_that_is_not_ray_is_told_from_one(says: bytes, monkeypatch: pytest.MonkeyPatch):
+    """One that says nothing at all is given up too; Ray would try it for minutes."""
+
+    def answer() -> None:
+        with server.accept()[0] as peer, suppress(ConnectionResetError):
+            peer.sendall(says)
+            while peer.recv(1024):
+                pass
+
+    monkeypatch.setattr(ray_workers, "_CONNECT_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answering = threading.Thread(target=answer)
+        answering.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"^backend ray: no Ray cluster at {address}: "):
+            headway.compare(**OPTIONS, backend="ray", address=address)
+        answering.join()

@@ -23,6 +23,9 @@ __all__ = ["RayWorkers"]
 #: default.
 _OBJECT_STORE_BYTES = 256 * 2**20
 _CONNECT_TIMEOUT_S = 5.0
+#: How HTTP/2 begins (RFC 9113, §3.4), and an empty frame SETTINGS: length, type 4, flags, stream 0.
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_HTTP2_SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _MISSING = re.compile(r"No module named (\S+)")
 
 
@@ -127,7 +130,7 @@ def _connect(ray: Any, address: str | None, count: int | None) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Knock first: Ray itself tries for a minute, and may end the process when nobody answers."""
+    """Knock first: where nobody or somebody else answers, Ray itself tries for minutes."""
     if address == "auto":
         return
     url = urlsplit(address if "://" in address else f"gcs://{address}")
@@ -138,9 +141,22 @@ def _check_reachable(address: str) -> None:
     if not host or not port or url.scheme not in ("gcs", "ray"):
         raise ConfigError(f"address {address!r}: write HOST:PORT, ray://HOST:PORT or auto")
     try:
-        socket.create_connection((host, port), _CONNECT_TIMEOUT_S).close()
+        with socket.create_connection((host, port), _CONNECT_TIMEOUT_S) as connection:
+            spoken = _speaks_http2(connection)
     except OSError as error:
         raise ConfigError(f"backend ray: no Ray cluster at {address}: {error.strerror or error}") from None
+    if not spoken:
+        raise ConfigError(f"backend ray: no Ray cluster at {address}: what answers there is not Ray")
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether a server greets as gRPC's do, the cluster's and Ray Client's; with TLS there is no telling."""
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return True
+    connection.settimeout(_CONNECT_TIMEOUT_S)
+    connection.sendall(_HTTP2_PREFACE + _HTTP2_SETTINGS)
+    greeting = connection.recv(4)
+    return len(greeting) == 4 and greeting[3] == _HTTP2_SETTINGS[3]
 
 
 def _there(broken: Any) -> HeadwayError:
