@@ -201,3 +201,14 @@ def test_emulated_aggregated_engines():
             assert {status for status, _, _ in answers} == {200}, answers
 
     run(check())
+
+
+def test_a_new_term_counts_apart_from_what_another_leader_counted():
+    async def check():
+        engine = await worker()
+        assert engine.acknowledged(500) == 0  # of the other leader's
+        engine.count_anew()
+        assert engine.wire_number(1) == 20_501
+        assert [engine.acknowledged(n) for n in (500, 512, 20_500, 20_501)] == [0, 0, 0, 1]
+
+    run(check())
