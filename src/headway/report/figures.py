@@ -200,7 +200,7 @@ def goodput_against_latency(result: SweepResult) -> Figure:
         _scatter(axes, result, [p for p, ok in rest if ok], _GREYS[0], "o", "beaten")
         _scatter(axes, result, [p for p, ok in rest if not ok], _GREYS[3], "x", "too few in SLO")
         _scatter(axes, result, front[::-1], _COLOURS[0], "o", "Pareto front", line=True)
-        for point in front:
+        for point in _apart(front):
             place = (point.cell.mean(result.latency), point.goodput_per_gpu.mean)
             text = f"{result.label(point)} at {_rate(point.cell)}"
             axes.annotate(text, place, (-6, 4), textcoords="offset points", ha="right", fontsize=7.5)
@@ -219,6 +219,16 @@ def goodput_against_latency(result: SweepResult) -> Figure:
         if result.points:
             _legend(figure, axes)
         return figure
+
+
+def _apart(front: Sequence[Point]) -> list[Point]:
+    """Those of the front whose names do not run into each other: a twentieth of the height lies between."""
+    named: list[Point] = []
+    for point in front:
+        gap = named[-1].goodput_per_gpu.mean - point.goodput_per_gpu.mean if named else math.inf
+        if gap >= 0.05 * front[0].goodput_per_gpu.mean:
+            named.append(point)
+    return named
 
 
 def _scatter(
