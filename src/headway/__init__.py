@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headway.hosts.sim.capacity import CapacityResult, capacity
     from headway.hosts.sim.compare import Comparison, compare
     from headway.hosts.sim.simulate import SimResult, simulate
+    from headway.hosts.sim.sweep import SweepResult, sweep
     from headway.model.presets import load_cluster
     from headway.workload import Item, Workload, load_trace, make_items, parametric
 
@@ -25,6 +26,7 @@ __all__ = [
     "Comparison",
     "Item",
     "SimResult",
+    "SweepResult",
     "Workload",
     "__version__",
     "capacity",
@@ -34,6 +36,7 @@ __all__ = [
     "make_items",
     "parametric",
     "simulate",
+    "sweep",
 ]
 
 _HOMES = {
@@ -41,6 +44,7 @@ _HOMES = {
     "Comparison": "headway.hosts.sim.compare",
     "Item": "headway.workload",
     "SimResult": "headway.hosts.sim.simulate",
+    "SweepResult": "headway.hosts.sim.sweep",
     "Workload": "headway.workload",
     "capacity": "headway.hosts.sim.capacity",
     "compare": "headway.hosts.sim.compare",
@@ -49,6 +53,7 @@ _HOMES = {
     "make_items": "headway.workload",
     "parametric": "headway.workload",
     "simulate": "headway.hosts.sim.simulate",
+    "sweep": "headway.hosts.sim.sweep",
 }
 
 

@@ -27,6 +27,8 @@ from headway.core.events import (
     InstanceDown,
     InstanceDraining,
     InstanceUp,
+    LeaseHeld,
+    LeaseLost,
     PassEnded,
     PrefillDone,
     Role,
@@ -54,6 +56,7 @@ class ContractCheck:
        aggregated ones, prefilled requests to decode ones.
     4. `Dispatch.number` counts from 1 for each instance, anew when the instance came up after it was down.
     5. It recalls only what is at that instance and has no first token, and rejects only what it holds.
+    6. It dispatches nothing from `LeaseLost`, or the end of a lease, until the next `LeaseHeld`.
     """
 
     def __init__(self) -> None:
@@ -63,13 +66,14 @@ class ContractCheck:
         self.numbers: dict[str, int] = {}
         self._up: dict[str, InstanceUp] = {}
         self._draining: set[str] = set()
+        self._leads_until_s = math.inf
 
     def __call__(self, now: float, event: Event, actions: Sequence[Action]) -> None:
         """Take in the event, then check every action. Raises InvariantError for a breach."""
         self._note(event)
         for action in actions:
             try:
-                self._check(action)
+                self._check(action, now)
             except InvariantError as breach:
                 raise InvariantError(f"at {now!r} s, on {type(event).__name__}: {action}: {breach}") from None
 
@@ -92,6 +96,10 @@ class ContractCheck:
             case InstanceDown(name):
                 self._up.pop(name, None)
                 self.numbers.pop(name, None)
+            case LeaseHeld(until_s):
+                self._leads_until_s = until_s
+            case LeaseLost():
+                self._leads_until_s = -math.inf
 
     def _forget(self, request_id: str) -> None:
         self.held.discard(request_id)
@@ -112,9 +120,10 @@ class ContractCheck:
         if retry and known:
             self.held.add(request_id)
 
-    def _check(self, action: Action) -> None:
+    def _check(self, action: Action, now: float) -> None:
         match action:
             case Dispatch():
+                self._require(now < self._leads_until_s, "another replica may lead the pool")
                 self._check_dispatch(action)
             case Reject(request_id):
                 self._require(request_id in self.held, "the request is not in the policy's hands")

@@ -252,6 +252,36 @@ def test_requests_that_are_refused_are_acknowledged_too():
     run(scenario)
 
 
+def test_a_leader_that_was_followed_is_refused_and_counts_no_more():
+    """What shows the newer token may be a health check; a newer term's numbers are a count of their own."""
+
+    async def test():
+        async with running() as (emulator, session):
+            endpoint = emulator.endpoints[0]
+
+            async def ask(token, number):
+                headers = {"x-headway-fence": token, "x-headway-dispatch": number}
+                url = endpoint.url + "/v1/completions"
+                async with session.post(
+                    url, data=b'{"prompt": "x", "max_tokens": 1}', headers=headers
+                ) as answer:
+                    return answer.status, answer.headers.get("x-headway-fence")
+
+            assert await ask("7", "3") == (200, None)
+            async with session.get(endpoint.url + "/health", headers={"x-headway-fence": "9"}) as answer:
+                assert answer.status == 200
+            assert await ask("7", "4") == (409, "9")
+            async with session.get(endpoint.url + "/health", headers={"x-headway-fence": "7"}) as answer:
+                assert answer.status == 200
+            assert await ask("9", "20004") == (200, None)
+            inbox = emulator.instance(endpoint.instance)._driver.instance.inbox
+            assert inbox.acknowledged == 20_004
+            async with session.post(endpoint.url + "/v1/completions", data=b'{"prompt": "x"}') as answer:
+                assert answer.status == 200  # without a token it is nobody's to refuse
+
+    asyncio.run(test())
+
+
 def test_speed_scales_time():
     async def timed(speed):
         loop = asyncio.get_running_loop()

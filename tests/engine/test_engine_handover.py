@@ -10,7 +10,7 @@ import asyncio
 import json
 
 import pytest
-from front import SCHEDULERS, Place, door, example, metric, numbers, place, run, talking_to
+from doors import SCHEDULERS, Place, door, example, metric, numbers, place, run, talking_to
 from models import smollm2
 from servers import Engine, serving
 

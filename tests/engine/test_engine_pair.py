@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from front import SCHEDULERS, STOCK, door, example, metric, numbers, place, run, talking_to, until
+from doors import SCHEDULERS, STOCK, door, example, metric, numbers, place, run, talking_to, until
 from models import smollm2
 from servers import Engine, free_ports, serving
 

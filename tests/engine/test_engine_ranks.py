@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from front import SCHEDULERS, STOCK, door, example, metric, numbers, place, run, talking_to, until
+from doors import SCHEDULERS, STOCK, door, example, metric, numbers, place, run, talking_to, until
 from models import tiny_llama, tiny_moe
 from servers import Engine, serving
 
 from headway.core.events import PassEnded
-from headway.hosts.gateway.scrape import read_metrics
+from headway.front.scrape import read_metrics
 
 MODELS = {"independent": tiny_llama, "lockstep": tiny_moe}
 

@@ -167,6 +167,7 @@ async def running(data, **options):
 
 def pools(front):
     policy = front.driver._policy
+    policy = getattr(policy, "_policy", policy)  # under a lease
     return [policy.prefill, policy.decode] if hasattr(policy, "prefill") else [policy]
 
 

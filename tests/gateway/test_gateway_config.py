@@ -7,8 +7,8 @@ import pytest
 from headway.core.cluster.paired import Paired
 from headway.core.errors import ConfigError
 from headway.core.events import Role
+from headway.front.policy import create_policy
 from headway.hosts.gateway import GatewayConfig
-from headway.hosts.gateway.gateway import create_policy
 
 FILE = """
 [server]

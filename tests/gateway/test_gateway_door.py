@@ -9,8 +9,8 @@ import pytest
 from standins import CHAT, StandIn, chat, error_of, gateway, run, running, until
 
 from headway.core.errors import ConfigError
+from headway.front.errors import overloaded
 from headway.hosts.gateway import Gateway, GatewayConfig
-from headway.hosts.gateway.errors import overloaded
 
 BAD_BODIES = [
     (b"{", "invalid_json"),

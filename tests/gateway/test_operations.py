@@ -20,10 +20,11 @@ from test_gateway_disaggregated import config as disaggregated
 
 from headway.core.errors import ConfigError
 from headway.core.events import PassEnded
+from headway.front import logs as gateway_logs
+from headway.front.config import LogsSpec
+from headway.front.logs import logging_as_json
 from headway.hosts.gateway import Gateway, GatewayConfig
-from headway.hosts.gateway import logs as gateway_logs
-from headway.hosts.gateway.config import LogsSpec, TracesSpec
-from headway.hosts.gateway.logs import logging_as_json
+from headway.hosts.gateway.config import TracesSpec
 from headway.hosts.gateway.tracing import SpanTracing, Tracing, make_tracing
 
 ROOT = Path(__file__).parents[2]

@@ -98,7 +98,7 @@ def test_dense_steps_are_met_within_the_error_of_the_fit(name, model, system, er
 
 
 @needs_tables
-@pytest.mark.parametrize("ep", [8, 16, 32])
+@pytest.mark.parametrize("ep", [8, 16, 32, 64])
 @pytest.mark.parametrize("system", ["h100", "h200"])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_lockstep_steps_are_met_with_all_ranks_equal(system, ep, phase):

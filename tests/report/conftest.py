@@ -1,9 +1,14 @@
 """A small comparison made by hand: no simulation, figures one can check in one's head."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
+from headway.model.topology import Refusal, Topology
 from headway.report.metrics import QUANTILES, Distribution, PassRecord, Run
-from headway.report.results import CapacityResult, CapacityRun, Comparison, Provenance
+from headway.report.results import CapacityResult, CapacityRun, Cell, Comparison, Provenance
+from headway.report.sweep_result import FailedRun, Point, SweepResult
 
 PROVENANCE = Provenance(
     version="0.1.0",
@@ -104,3 +109,35 @@ def capacities() -> CapacityResult:
         ),
     ]
     return CapacityResult("small", "made-up", runs, PROVENANCE)
+
+
+def make_point(
+    topology: Topology, load: float, goodput_rps: float, ttft_p99_s: float, met: float = 1.0
+) -> Point:
+    runs = [
+        replace(make_run("staggered", load, seed, ttft_p99_s / 3, met), goodput_rps=goodput_rps)
+        for seed in (0, 1)
+    ]
+    return Point(topology, Cell("staggered", "vllm-v1", load, 10.0 * load, tuple(runs)))
+
+
+EVEN, PRESET = Topology("h200", 4, 8, 4, 8, 4096), Topology("h200", 3, 8, 1, 32, 4096)
+
+
+@pytest.fixture
+def swept() -> SweepResult:
+    """Of 64 GPUs and of 56: requests per second and GPU are 1, 2, 4 (swamped) and 0.5, 2.5, 1.5."""
+    return SweepResult(
+        workload="made-up",
+        points=[
+            make_point(EVEN, 0.4, 64.0, 0.6),
+            make_point(EVEN, 0.8, 128.0, 0.9),
+            make_point(EVEN, 1.2, 256.0, 9.0, met=0.85),
+            make_point(PRESET, 0.4, 28.0, 0.8),
+            make_point(PRESET, 0.8, 140.0, 1.2),
+            make_point(PRESET, 1.0, 84.0, 3.0, met=0.9),
+        ],
+        provenance=replace(PROVENANCE, nominal_rps=math.nan),
+        refused=[Refusal(Topology("h200", 3, 32, 1, 8, 4096), "needs 104 GPUs, there are 64")],
+        failed=[FailedRun("dsv3 · staggered · seed 3", "lost 3 times: <killed>")],
+    )

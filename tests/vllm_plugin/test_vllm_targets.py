@@ -126,3 +126,33 @@ def test_nonsense_is_answered_400():
 def test_other_paths_pass():
     body = b'{"slo_ttft_ms": -5}'
     assert serve(body, path="/tokenize")[0] == [body]
+
+
+def test_a_leader_that_was_followed_is_refused_and_told_so():
+    """Health checks show the token too: the newer leader has placed nothing yet."""
+    seen, answers = [], []
+
+    async def app(scope, receive, send):
+        seen.append(scope["path"])
+
+    async def receive():
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message):
+        answers.append(message)
+
+    middleware = Middleware(app)
+    for method, path, token in (
+        ("POST", "/v1/completions", b"7"),
+        ("GET", "/health", b"9"),
+        ("POST", "/v1/completions", b"7"),
+        ("GET", "/health", b"7"),
+        ("POST", "/v1/completions", b"9"),
+        ("POST", "/v1/completions", b"nonsense"),
+    ):
+        scope = {"type": "http", "method": method, "path": path, "headers": [(b"x-headway-fence", token)]}
+        asyncio.run(middleware(scope, receive, send))
+    assert seen == ["/v1/completions", "/health", "/health", "/v1/completions", "/v1/completions"]
+    start, _ = answers
+    assert start["status"] == 409
+    assert (b"x-headway-fence", b"9") in start["headers"]

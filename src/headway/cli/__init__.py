@@ -1,10 +1,10 @@
-"""The command line: `headway serve | emulate | demo | compare | capacity | policies | presets | …`."""
+"""The command line: `headway serve | epp | emulate | demo | compare | capacity | policies | presets | …`."""
 
 import sys
 
 import typer
 
-from headway.cli import emulate, serve, simulate
+from headway.cli import emulate, epp, serve, simulate, sweep
 
 __all__ = ["app", "main"]
 
@@ -25,10 +25,12 @@ app = typer.Typer(
 
 app.command(context_settings=serve.OTHER_FLAGS)(serve.serve)
 for command in (
+    epp.epp,
     emulate.emulate,
     simulate.demo,
     simulate.compare,
     simulate.capacity,
+    sweep.sweep,
     simulate.policies,
     simulate.presets,
     simulate.calibrate,

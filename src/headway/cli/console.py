@@ -59,6 +59,7 @@ class Bar:
     """
 
     def __init__(self, unit: str) -> None:
+        self.done = self.total = 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -81,6 +82,7 @@ class Bar:
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` are done."""
+        self.done, self.total = done, total
         if self._progress.console.is_terminal and not self._progress.live.is_started:
             self._progress.start()
         self._progress.update(self._task, completed=done, total=total)

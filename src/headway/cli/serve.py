@@ -20,9 +20,10 @@ from headway.cli.emulate import Batch, DialectName, Seed, Speed
 from headway.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from headway.front.config import FrontConfig
     from headway.hosts.gateway import Gateway, GatewayConfig
 
-__all__ = ["OTHER_FLAGS", "serve"]
+__all__ = ["OTHER_FLAGS", "loop_factory", "need_extra", "serve", "summary"]
 
 log = logging.getLogger("headway.gateway")
 
@@ -128,7 +129,7 @@ def serve(
     [cyan]headway serve --worker-urls http://10.0.0.1:8000 http://10.0.0.2:8000 --port 30000[/]
     [cyan]headway serve --vllm-pd-disaggregation --prefill http://p:8000 --decode http://d:8000[/]
     """
-    _need_extra("httptools", "msgspec", "prometheus_client", "zmq")
+    need_extra("gateway", "httptools", "msgspec", "prometheus_client", "zmq")
     said = _Said(host, port, policy, log_level)
     if cluster is not None and (config is not None or context.args):
         raise ConfigError("--cluster is for the embedded cluster, where no other engines are named")
@@ -137,7 +138,7 @@ def serve(
     elif context.args:
         plans = _before_engines(context.args, said)
     else:
-        _need_extra("aiohttp")  # the emulated engines' server
+        need_extra("gateway", "aiohttp")  # the emulated engines' server
         options = {"batch": batch, "speed": speed, "dialect": dialect, "seed": seed}
         plans = _before_embedded(cluster or CLUSTER, said, options, events=events, start=not check)
     with plans as plan:
@@ -148,13 +149,13 @@ def serve(
             _run(gateway, plan)
 
 
-def _need_extra(*modules: str) -> None:
-    """Say what to install where the gateway's dependencies are not there."""
+def need_extra(extra: str, *modules: str) -> None:
+    """Say what to install where the dependencies of a front door are not there."""
     for module in modules:
         try:
             import_module(module)
         except ImportError as error:
-            raise ConfigError(f"{error.name} is missing: pip install 'headway[gateway]'") from None
+            raise ConfigError(f"{error.name} is missing: pip install 'headway[{extra}]'") from None
 
 
 def _gateway(plan: _Plan) -> "Gateway":
@@ -181,7 +182,7 @@ def _from_file(file: Path, rest: list[str], said: _Said) -> Iterator[_Plan]:
         return said.over(GatewayConfig.from_toml(file), str(file))
 
     config = read()
-    yield _Plan(config, f"{file}: {_summary(config)}", str(file), read)
+    yield _Plan(config, f"{file}: {summary(config)}", str(file), read)
 
 
 @contextmanager
@@ -192,7 +193,7 @@ def _before_engines(words: list[str], said: _Said) -> Iterator[_Plan]:
     for note in drop_in.notes:
         stderr().print(f"[yellow]warning:[/] {escape(note)}", soft_wrap=True, highlight=False)
     config = said._replace(policy=None).over(drop_in.config, "command line")
-    yield _Plan(config, _summary(config), "command line")
+    yield _Plan(config, summary(config), "command line")
 
 
 @contextmanager
@@ -217,17 +218,22 @@ def _before_embedded(
             spec, endpoints, speed=speed, dialect=dialect, events=events
         )
         config = GatewayConfig.parse(data, where=cluster)
-        yield _Plan(config, f"{_summary(config)} of {pace}", cluster)
+        yield _Plan(config, f"{summary(config)} of {pace}", cluster)
 
 
-def _summary(config: "GatewayConfig") -> str:
+def summary(config: "FrontConfig") -> str:
     """Write a configuration in a few words: who decides, over what."""
     pools = [
         f"{len(ranks)} {role} × {'/'.join(map(str, sorted(set(ranks))))} ranks"
         for role in ("prefill", "decode", "aggregated")
         if (ranks := [each.ranks for each in config.instances if each.role.value == role])
     ]
-    return f"{config.policy.cluster} over {', '.join(pools) or 'no engine yet'}"
+    found = config.discovery
+    where = "no engine yet"
+    if found is not None:
+        pool = f"InferencePool {found.pool}" if found.pool else found.selector
+        where = f"the engines of {found.file or pool}"
+    return f"{config.policy.cluster} over {', '.join(pools) or where}"
 
 
 # Running
@@ -242,7 +248,7 @@ def _run(gateway: "Gateway", plan: _Plan) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, again)
         _greet(gateway, plan)
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(until_stopped(gateway, ready))
 
 
@@ -277,7 +283,8 @@ def _ignored() -> None:
     log.warning("SIGHUP is ignored: there is no file to read again")
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's, where it is there."""
     try:
         import uvloop
     except ImportError:

@@ -5,10 +5,13 @@ shows progress and prints what came back.
 """
 
 import dataclasses
+import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markdown import Markdown
@@ -16,10 +19,13 @@ from rich.markup import escape
 from rich.table import Table
 
 import headway
-from headway.cli.console import Bar, friendly, option, plain_table, stdout
-from headway.core.errors import ConfigError, unknown_name
+from headway.cli.console import Bar, friendly, option, plain_table, stderr, stdout
+from headway.core.errors import ConfigError, HeadwayError, unknown_name
 
-_INPUT, _POLICY, _LOAD, _TARGET, _RUN, _OUT = (
+if TYPE_CHECKING:
+    from headway.report.results import Provenance
+
+INPUT, POLICY, LOAD, TARGET, RUN, OUT = (
     "What is served",
     "Who decides",
     "How hard",
@@ -31,23 +37,21 @@ _INPUT, _POLICY, _LOAD, _TARGET, _RUN, _OUT = (
 
 Trace = Annotated[
     Path | None,
-    option("A recorded trace: Azure, Mooncake, BurstGPT or ServeGen, plain or .gz.", _INPUT, metavar="FILE"),
+    option("A recorded trace: Azure, Mooncake, BurstGPT or ServeGen, plain or .gz.", INPUT, metavar="FILE"),
 ]
 WorkloadName = Annotated[
     str | None,
-    option(
-        "A fitted workload, when there is no trace [dim](default: azure-code)[/].", _INPUT, metavar="NAME"
-    ),
+    option("A fitted workload, when there is no trace [dim](default: azure-code)[/].", INPUT, metavar="NAME"),
 ]
 Cluster = Annotated[
-    str, option("A preset (see headway presets) or a .toml file.", _INPUT, metavar="PRESET|FILE")
+    str, option("A preset (see headway presets) or a .toml file.", INPUT, metavar="PRESET|FILE")
 ]
 Policies = Annotated[
     str | None,
     option(
         "Cluster policies, each prefill or prefill+decode; settings as name:setting=value. "
         "[dim](default: ours and two baselines)[/]",
-        _POLICY,
+        POLICY,
         metavar="A,B,…",
     ),
 ]
@@ -56,7 +60,7 @@ Batch = Annotated[
     option(
         "Batch policies of the engines, each run with every policy "
         "[dim](default: what suits the cluster; on one engine, those to compare)[/].",
-        _POLICY,
+        POLICY,
         metavar="A,B,…",
     ),
 ]
@@ -64,48 +68,77 @@ Arrivals = Annotated[
     str | None,
     option(
         "recorded, poisson or gamma:CV [dim](default: recorded for a trace, poisson else)[/].",
-        _LOAD,
+        LOAD,
         metavar="HOW",
     ),
 ]
 Requests = Annotated[
-    int | None, option("Requests per simulation [dim](default: the whole trace)[/].", _LOAD, metavar="N")
+    int | None, option("Requests per simulation [dim](default: the whole trace)[/].", LOAD, metavar="N")
 ]
-Seed = Annotated[int, option("First seed; equal seeds see equal requests.", _RUN, metavar="S")]
-Seeds = Annotated[
-    int, option("How many seeds; with two or more, 95% intervals are shown.", _RUN, metavar="N")
-]
+Seed = Annotated[int, option("First seed; equal seeds see equal requests.", RUN, metavar="S")]
+Seeds = Annotated[int, option("How many seeds; with two or more, 95% intervals are shown.", RUN, metavar="N")]
 SloTtft = Annotated[
     float | None,
-    option("Time to first token, in seconds [dim](default: the cluster's)[/].", _TARGET, metavar="S"),
+    option(
+        "Time to first token, in seconds [dim](default: the cluster's)[/].",
+        TARGET,
+        "--slo-ttft",
+        "--ttft",
+        metavar="S",
+    ),
 ]
 SloTpot = Annotated[
     float | None,
     option(
         "Mean time per token after the first, in seconds [dim](default: the cluster's)[/].",
-        _TARGET,
+        TARGET,
+        "--slo-tpot",
+        "--tpot",
         metavar="S",
     ),
 ]
 Workers = Annotated[
     int | None,
     option(
-        "Processes [dim](default: one per core)[/].",
-        _RUN,
+        "How many at a time [dim](default: one per core)[/].",
+        RUN,
         metavar="N",
     ),
 ]
-JsonFile = Annotated[Path | None, option("All figures as JSON.", _OUT, "--json", metavar="FILE")]
-HtmlFile = Annotated[Path | None, option("A self-contained report.", _OUT, "--html", metavar="FILE")]
+Backend = Annotated[
+    str,
+    option("processes of this machine, or ray [dim](pip install 'headway\\[ray]')[/].", RUN, metavar="NAME"),
+]
+Address = Annotated[
+    str | None,
+    option(
+        "The Ray cluster: HOST:PORT, ray://HOST:PORT or auto "
+        "[dim](default: RAY_ADDRESS, or else a Ray on this machine)[/].",
+        RUN,
+        metavar="ADDRESS",
+    ),
+]
+OutFile = Annotated[
+    Path | None,
+    option(
+        "Each result as it comes: FILE.jsonl, or FILE.parquet at the end with FILE.jsonl beside it.",
+        OUT,
+        "--out",
+        metavar="FILE",
+    ),
+]
+Resume = Annotated[bool, option("Go on with --out: what it holds is not run again.", OUT, "--resume")]
+JsonFile = Annotated[Path | None, option("All figures as JSON.", OUT, "--json", metavar="FILE")]
+HtmlFile = Annotated[Path | None, option("A self-contained report.", OUT, "--html", metavar="FILE")]
 TimelineFile = Annotated[
     Path | None,
-    option("The passes of every rank, for ui.perfetto.dev.", _OUT, "--timeline", metavar="FILE"),
+    option("The passes of every rank, for ui.perfetto.dev.", OUT, "--timeline", metavar="FILE"),
 ]
-Attainment = Annotated[float, option("Share of requests that must be in time.", _TARGET, metavar="SHARE")]
+Attainment = Annotated[float, option("Share of requests that must be in time.", TARGET, metavar="SHARE")]
 Metric = Annotated[
     str,
     option(
-        "slo: TTFT and mean TPOT. envelope: FairBatching's deadline of each token.", _TARGET, metavar="NAME"
+        "slo: TTFT and mean TPOT. envelope: FairBatching's deadline of each token.", TARGET, metavar="NAME"
     ),
 ]
 
@@ -119,11 +152,9 @@ def compare(
     batch: Batch = None,
     load: Annotated[
         str | None,
-        option("Fractions of nominal capacity [dim](default: 0.2,0.4,0.6,0.8,1)[/].", _LOAD, metavar="X,Y,…"),
+        option("Fractions of nominal capacity [dim](default: 0.2,0.4,0.6,0.8,1)[/].", LOAD, metavar="X,Y,…"),
     ] = None,
-    rps: Annotated[
-        str | None, option("Requests per second, instead of load.", _LOAD, metavar="X,Y,…")
-    ] = None,
+    rps: Annotated[str | None, option("Requests per second, instead of load.", LOAD, metavar="X,Y,…")] = None,
     arrivals: Arrivals = None,
     requests: Requests = None,
     slo_ttft: SloTtft = None,
@@ -131,6 +162,10 @@ def compare(
     seed: Seed = 0,
     seeds: Seeds = 1,
     workers: Workers = None,
+    backend: Backend = "processes",
+    address: Address = None,
+    out: OutFile = None,
+    resume: Resume = False,
     json: JsonFile = None,
     html: HtmlFile = None,
     timeline: TimelineFile = None,
@@ -157,16 +192,16 @@ def compare(
     from headway.report.html import write as write_html
     from headway.report.timeline import write_perfetto
 
-    _check_writable(json, html, timeline)
-    with Bar("simulations") as bar:
+    check_writable(json, html, timeline, out)
+    with Bar("simulations") as bar, saying_what_is_kept(out, bar):
         result = headway.compare(
             trace=trace,
             workload=workload,
             cluster=cluster,
-            policies=_names(policies),
-            batch=_names(batch),
-            load=_numbers("--load", load),
-            rps=_numbers("--rps", rps),
+            policies=names(policies),
+            batch=names(batch),
+            load=numbers("--load", load),
+            rps=numbers("--rps", rps),
             arrivals=arrivals,
             requests=requests,
             seed=seed,
@@ -174,6 +209,10 @@ def compare(
             slo_ttft_s=slo_ttft,
             slo_tpot_s=slo_tpot,
             workers=workers,
+            backend=backend,
+            address=address,
+            out=out,
+            resume=resume,
             progress=bar,
             timeline=html is not None or timeline is not None,
         )
@@ -184,7 +223,7 @@ def compare(
         write_html(html, [result], title="Headway: policies compared")
     if timeline:
         write_perfetto(result.timelines, timeline)
-    _say_written(json, html, timeline)
+    say_written(out, json, html, timeline)
 
 
 @friendly
@@ -197,7 +236,7 @@ def capacity(
     attainment: Attainment = 0.99,
     metric: Metric = "slo",
     tolerance: Annotated[
-        float, option("Stop when the rate is known this well.", _RUN, metavar="SHARE")
+        float, option("Stop when the rate is known this well.", RUN, metavar="SHARE")
     ] = 0.02,
     arrivals: Arrivals = None,
     requests: Requests = None,
@@ -206,6 +245,10 @@ def capacity(
     seed: Seed = 0,
     seeds: Seeds = 3,
     workers: Workers = None,
+    backend: Backend = "processes",
+    address: Address = None,
+    out: OutFile = None,
+    resume: Resume = False,
     json: JsonFile = None,
     html: HtmlFile = None,
 ) -> None:
@@ -223,14 +266,14 @@ def capacity(
     """
     from headway.report.html import write as write_html
 
-    _check_writable(json, html)
-    with Bar("searches") as bar:
+    check_writable(json, html, out)
+    with Bar("searches") as bar, saying_what_is_kept(out, bar):
         result = headway.capacity(
             trace=trace,
             workload=workload,
             cluster=cluster,
-            policies=_names(policies),
-            batch=_names(batch),
+            policies=names(policies),
+            batch=names(batch),
             attainment=attainment,
             metric=metric,  # type: ignore[arg-type]  # checked by capacity itself
             tolerance=tolerance,
@@ -241,6 +284,10 @@ def capacity(
             slo_ttft_s=slo_ttft,
             slo_tpot_s=slo_tpot,
             workers=workers,
+            backend=backend,
+            address=address,
+            out=out,
+            resume=resume,
             progress=bar,
         )
     _show_capacity(result)
@@ -248,7 +295,7 @@ def capacity(
         json.write_text(result.to_json(), encoding="utf-8")
     if html:
         write_html(html, [], [result], title="Headway: capacity")
-    _say_written(json, html)
+    say_written(out, json, html)
 
 
 @friendly
@@ -394,7 +441,7 @@ def demo(
     figures.to_png(figures.overview(results), picture)
     shown = ("staggered", "least-tokens")  # two are enough to see the difference, and all would be 12 MB
     write_perfetto({name: lanes for name, lanes in results[0].timelines.items() if name in shown}, passes)
-    _say_written(page, picture, passes)
+    say_written(page, picture, passes)
     stdout().print(f"[dim]{time.perf_counter() - started_s:.0f} s[/]")
 
 
@@ -427,11 +474,26 @@ _DEMO: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def _names(text: str | None) -> list[str] | None:
+@contextmanager
+def saying_what_is_kept(out: Path | None, bar: Bar) -> Iterator[None]:
+    """Where the work is cut short, say on which file it can go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, HeadwayError):
+        if out is not None and bar.total:
+            file = out.with_suffix(".jsonl")
+            text = f"{bar.done} of {bar.total} are in {file}: --resume goes on from there"
+            stderr().print(escape(text), soft_wrap=True)
+        raise
+
+
+def names(text: str | None) -> list[str] | None:
+    """Read "a,b" as a list."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _numbers(option: str, text: str | None) -> list[float] | None:
+def numbers(option: str, text: str | None) -> list[float] | None:
+    """Read "0.5,0.8" as a list. Raises ConfigError naming the option."""
     if text is None:
         return None
     try:
@@ -442,14 +504,14 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
 
 
 def _where(text: str | None) -> dict[str, str]:
-    pairs = [part.partition("=") for part in _names(text) or []]
+    pairs = [part.partition("=") for part in names(text) or []]
     for name, equals, _ in pairs:
         if not equals:
             raise ConfigError(f"--where: {name!r} is not column=text")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _check_writable(*files: Path | None) -> None:
+def check_writable(*files: Path | None) -> None:
     """Refuse an impossible output before the work rather than after it."""
     for file in files:
         if file is not None and not file.parent.is_dir():
@@ -467,7 +529,8 @@ def _make_directory(path: Path) -> None:
         raise ConfigError(f"{path}: {error.strerror}") from None
 
 
-def _say_written(*files: Path | None) -> None:
+def say_written(*files: Path | None) -> None:
+    """Say which files there are now."""
     for file in files:
         if file is not None:
             stdout().print(f"wrote [bold]{escape(str(file))}[/]", soft_wrap=True)
@@ -477,7 +540,7 @@ def _show_comparison(result: headway.Comparison) -> None:
     from headway.report.tables import compare_grids, headlines, to_rich
 
     out = stdout()
-    out.print(_about(result.cluster, result.workload, result.provenance))
+    out.print(about(result.cluster, result.workload, result.provenance))
     for grid in compare_grids(result):
         out.print(to_rich(grid, width=out.width))
     for line in headlines(result):
@@ -488,11 +551,12 @@ def _show_capacity(result: headway.CapacityResult) -> None:
     from headway.report.tables import capacity_grid, to_rich
 
     out = stdout()
-    out.print(_about(result.cluster, result.workload, result.provenance))
+    out.print(about(result.cluster, result.workload, result.provenance))
     out.print(to_rich(capacity_grid(result), width=out.width))
 
 
-def _about(cluster: str, workload: str, basis: Any) -> str:
+def about(cluster: str, workload: str, basis: "Provenance") -> str:
+    """What results rest on, in two lines."""
     seeds = (
         f"seed {basis.seeds[0]}"
         if len(basis.seeds) == 1
@@ -504,11 +568,12 @@ def _about(cluster: str, workload: str, basis: Any) -> str:
         if fixed
         else ""
     )
+    nominal = "" if math.isnan(basis.nominal_rps) else f"nominal capacity {basis.nominal_rps:.3g} req/s · "
     return (
         f"[bold]{escape(cluster)}[/] · [bold]{escape(workload)}[/] "
         f"({basis.mean_prompt_tokens:.0f} + {basis.mean_output_tokens:.0f} tokens) · "
         f"{escape(basis.arrivals)} arrivals · {basis.requests:,} requests · {seeds}\n"
-        f"[dim]nominal capacity {basis.nominal_rps:.3g} req/s · targets: TTFT {basis.slo_ttft_s:g} s, "
+        f"[dim]{nominal}targets: TTFT {basis.slo_ttft_s:g} s, "
         f"TPOT {1e3 * basis.slo_tpot_s:g} ms[/]{note}"
     )
 

@@ -23,6 +23,8 @@ __all__ = [
     "InstanceDown",
     "InstanceDraining",
     "InstanceUp",
+    "LeaseHeld",
+    "LeaseLost",
     "PassEnded",
     "PassStarted",
     "PrefillDone",
@@ -195,6 +197,20 @@ class InstanceDown:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseHeld:
+    """This replica leads the pool until `until_s`, in `now`'s seconds, unless this is said again. A policy
+    that never hears of leases leads.
+    """
+
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """This replica no longer leads the pool: nothing is placed, whatever else is heard goes on counting."""
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """The time a policy asked for by `wake_at()` has come (or is past: hosts may be late)."""
 
@@ -211,5 +227,7 @@ Event = (
     | InstanceUp
     | InstanceDraining
     | InstanceDown
+    | LeaseHeld
+    | LeaseLost
     | TimerFired
 )

@@ -7,13 +7,13 @@ an assumption in each preset's `source`.
 import math
 from pathlib import Path
 
-from headway.core.errors import unknown_name
+from headway.core.errors import ConfigError, unknown_name
 from headway.core.events import Role
 from headway.core.request import Slo
 from headway.model.cluster import ClusterSpec, MemorySpec, PoolSpec
 from headway.model.fits import FITTED
 
-__all__ = ["PRESETS", "load_cluster", "nominal_capacity_rps"]
+__all__ = ["PRESETS", "deepseek_v3", "load_cluster", "nominal_capacity_rps"]
 
 _BASIS = "step times fitted to the operator tables of aiconfigurator 0.12 (Apache-2.0)"
 _ASSUMED = "assumed, not measured: host gap 1 ms, jitter 2%, dispatch and report latency 1 ms"
@@ -27,36 +27,58 @@ _DSV3_KV_BYTES = 576 * 61 * 2
 _DSV3_EXPERTS_GB, _DSV3_SHARED_GB = 653.9, 17.0
 
 
-def _dsv3_pool(role: Role, system: str, instances: int, ep: int, max_running: int) -> PoolSpec:
-    return PoolSpec(
-        role=role,
-        instances=instances,
-        ranks=ep,
-        token_cap=4096,
-        max_running=max_running,
-        block_tokens=64,
-        costs=FITTED[f"dsv3-{system}-ep{ep}"],
-        memory=MemorySpec(
-            gpu_memory_gb=_GPU_GB[system],
-            shared_weights_gb=_DSV3_SHARED_GB,
-            expert_weights_gb=_DSV3_EXPERTS_GB,
-        ),
-    )
+def deepseek_v3(
+    system: str,
+    *,
+    prefill: tuple[int, int],
+    decode: tuple[int, int],
+    chunk_tokens: int = 4096,
+    name: str = "",
+) -> ClusterSpec:
+    """Return DeepSeek-V3 with prefill and decode apart: (instances, EP size) of each, on "h100" or "h200".
 
-
-def _dsv3(system: str, *, prefill_ep: int, decode_ep: int, decode_instances: int) -> ClusterSpec:
+    Raises ConfigError for an EP size without measured step times and, with the numbers, where a GPU cannot
+    hold its share of the model.
+    """
     return ClusterSpec(
-        name=f"dsv3-{system}-pd",
+        name=name or f"dsv3-{system}-pd",
         source=(
-            f"DeepSeek-V3 fp8 on SGLang with DeepEP, {system.upper()}, 3 × EP{prefill_ep} prefill and "
-            f"{decode_instances} × EP{decode_ep} decode; {_BASIS}; EP16 and up are not validated end to end; "
-            f"4,096-token chunks and 128 decodes per rank are settings of ours; {_ASSUMED}, {_TRANSFER}"
+            f"DeepSeek-V3 fp8 on SGLang with DeepEP, {system.upper()}, "
+            f"{prefill[0]} × EP{prefill[1]} prefill and {decode[0]} × EP{decode[1]} decode; {_BASIS}; "
+            f"EP16 and up are not validated end to end; {chunk_tokens:,}-token chunks and 128 decodes per "
+            f"rank are settings of ours; {_ASSUMED}, {_TRANSFER}"
         ),
         slo=Slo(ttft_s=2.0, tpot_s=0.05),
         kv_bytes_per_token=_DSV3_KV_BYTES,
         pools=(
-            _dsv3_pool(Role.PREFILL, system, 3, prefill_ep, 256),
-            _dsv3_pool(Role.DECODE, system, decode_instances, decode_ep, 128),
+            _dsv3_pool(Role.PREFILL, system, prefill, chunk_tokens, 256),
+            _dsv3_pool(Role.DECODE, system, decode, 4096, 128),
+        ),
+    )
+
+
+def _dsv3_pool(
+    role: Role, system: str, size: tuple[int, int], chunk_tokens: int, max_running: int
+) -> PoolSpec:
+    instances, ep = size
+    costs = FITTED.get(f"dsv3-{system}-ep{ep}")
+    if costs is None:
+        known = ", ".join(
+            name.rpartition("-")[2].upper() for name in FITTED if name.startswith(f"dsv3-{system}-")
+        )
+        raise ConfigError(f"no step times are measured for EP{ep} on {system.upper()} (there are: {known})")
+    return PoolSpec(
+        role=role,
+        instances=instances,
+        ranks=ep,
+        token_cap=chunk_tokens,
+        max_running=max_running,
+        block_tokens=64,
+        costs=costs,
+        memory=MemorySpec(
+            gpu_memory_gb=_GPU_GB[system],
+            shared_weights_gb=_DSV3_SHARED_GB,
+            expert_weights_gb=_DSV3_EXPERTS_GB,
         ),
     )
 
@@ -92,8 +114,8 @@ def _dense(model: str, system: str, instances: int = 1) -> ClusterSpec:
 PRESETS: dict[str, ClusterSpec] = {
     spec.name: spec
     for spec in (
-        _dsv3("h200", prefill_ep=8, decode_ep=32, decode_instances=1),
-        _dsv3("h100", prefill_ep=16, decode_ep=32, decode_instances=2),
+        deepseek_v3("h200", prefill=(3, 8), decode=(1, 32)),
+        deepseek_v3("h100", prefill=(3, 16), decode=(2, 32)),
         _dense("llama8b", "h100"),
         _dense("llama8b", "a100"),
         _dense("qwen3-8b", "h100"),

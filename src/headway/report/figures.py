@@ -22,10 +22,12 @@ from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from headway.report.metrics import QUANTILES, PassRecord
 from headway.report.results import CapacityResult, Cell, Comparison, combinations, is_baseline
+from headway.report.sweep_result import Point, SweepResult
 
 __all__ = [
     "capacity_bars",
     "distributions",
+    "goodput_against_latency",
     "latency_against_load",
     "overview",
     "timeline",
@@ -185,6 +187,70 @@ def capacity_bars(bars: Mapping[str, tuple[float, float | None, bool]], caption:
         axes.set_title(caption, fontsize=9.0, fontweight="normal")
         axes.grid(visible=False, axis="y")
         return figure
+
+
+def goodput_against_latency(result: SweepResult) -> Figure:
+    """Draw every point of a sweep: latency across, goodput per GPU up; the Pareto front as a line, named."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 5.2), layout="constrained")
+        axes = figure.subplots()
+        front = result.front()
+        able = [p.cell.mean("slo_attainment") >= result.attainment for p in result.points]
+        rest = [(p, ok) for p, ok in zip(result.points, able, strict=True) if p not in front]
+        _scatter(axes, result, [p for p, ok in rest if ok], _GREYS[0], "o", "beaten")
+        _scatter(axes, result, [p for p, ok in rest if not ok], _GREYS[3], "x", "too few in SLO")
+        _scatter(axes, result, front[::-1], _COLOURS[0], "o", "Pareto front", line=True)
+        for point in _apart(front):
+            place = (point.cell.mean(result.latency), point.goodput_per_gpu.mean)
+            text = f"{result.label(point)} at {_rate(point.cell)}"
+            axes.annotate(text, place, (-6, 4), textcoords="offset points", ha="right", fontsize=7.5)
+        what, _, statistic = result.latency.partition("_s.")
+        axes.set(
+            xscale="log", xlabel=f"{what.upper()} {statistic}, s", ylabel="req/s per GPU", ylim=(0, None)
+        )
+        axes.set_title("goodput per GPU against latency")
+        axes.xaxis.set_major_formatter(_PLAIN)
+        axes.xaxis.set_minor_formatter(_SPARSE)
+        left, right = axes.get_xlim()
+        axes.set_xlim(left * (left / right) ** 0.3, right)  # names stand to the left of their points
+        slo = {"ttft": result.provenance.slo_ttft_s, "tpot": result.provenance.slo_tpot_s}
+        if what in slo:
+            _target(axes, slo[what], across=True)
+        if result.points:
+            _legend(figure, axes)
+        return figure
+
+
+def _apart(front: Sequence[Point]) -> list[Point]:
+    """Those of the front whose names do not run into each other: a twentieth of the height lies between."""
+    named: list[Point] = []
+    for point in front:
+        gap = named[-1].goodput_per_gpu.mean - point.goodput_per_gpu.mean if named else math.inf
+        if gap >= 0.05 * front[0].goodput_per_gpu.mean:
+            named.append(point)
+    return named
+
+
+def _scatter(
+    axes: Axes,
+    result: SweepResult,
+    points: Sequence[Point],
+    colour: str,
+    marker: str,
+    label: str,
+    *,
+    line: bool = False,
+) -> None:
+    if points:
+        xs = [point.cell.mean(result.latency) for point in points]
+        ys = [point.goodput_per_gpu.mean for point in points]
+        # A staircase: between two points the better of those within the latency is what can be had.
+        how: dict[str, Any] = {"drawstyle": "steps-post", "zorder": 3} if line else {"linestyle": "none"}
+        axes.plot(xs, ys, color=colour, marker=marker, label=label, **how)
+
+
+def _rate(cell: Cell) -> str:
+    return f"load {cell.load:g}" if cell.load is not None else f"{cell.rps:.3g} req/s"
 
 
 def measured_capacity(result: CapacityResult) -> dict[str, tuple[float, float | None, bool]]:

@@ -4,6 +4,7 @@ Opens offline: pictures are inline SVG, there is no script, and colours follow t
 theme. Whatever comes from outside (names, paths, the command) is escaped.
 """
 
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -13,9 +14,19 @@ from matplotlib.figure import Figure
 from headway.report import figures
 from headway.report.metrics import PassRecord
 from headway.report.results import CapacityResult, Comparison, Provenance, combinations, is_baseline
-from headway.report.tables import Grid, capacity_grid, compare_grids, headlines
+from headway.report.sweep_result import SweepResult
+from headway.report.tables import (
+    Grid,
+    capacity_grid,
+    compare_grids,
+    front_grid,
+    headlines,
+    points_grid,
+    refused_grid,
+    sweep_headlines,
+)
 
-__all__ = ["render", "write"]
+__all__ = ["render", "render_sweep", "write", "write_sweep"]
 
 _CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #5a636e; --rule: #d5d9de;
@@ -34,6 +45,7 @@ table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabu
 caption { text-align: left; caption-side: bottom; font-size: .85rem; padding-top: .35rem; }
 th, td { padding: .28rem .6rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td.words { text-align: left; white-space: normal; }
 thead th { border-bottom: 1px solid var(--ink); font-weight: 600; vertical-align: bottom; }
 thead small { display: block; color: var(--soft); font-weight: 400; }
 tbody td { border-bottom: 1px solid var(--rule); } td.best { font-weight: 700; background: var(--mark); }
@@ -50,16 +62,15 @@ def render(
     comparisons: Sequence[Comparison], capacities: Sequence[CapacityResult] = (), *, title: str
 ) -> str:
     """Return the page as text."""
-    parts = [f"<h1>{escape(title)}</h1>", _contents(comparisons, capacities)]
+    parts = [_contents(comparisons, capacities)]
     parts += [_comparison(comparison, f"c{i}") for i, comparison in enumerate(comparisons)]
     parts += [_capacity(result, f"k{i}") for i, result in enumerate(capacities)]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
+    return _page(title, parts)
+
+
+def render_sweep(result: SweepResult, *, title: str) -> str:
+    """Return the page of a sweep as text."""
+    return _page(title, [_sweep(result)])
 
 
 def write(
@@ -67,6 +78,21 @@ def write(
 ) -> None:
     """Write the page to a file."""
     path.write_text(render(comparisons, capacities, title=title), encoding="utf-8")
+
+
+def write_sweep(path: Path, result: SweepResult, *, title: str) -> None:
+    """Write the page of a sweep to a file."""
+    path.write_text(render_sweep(result, title=title), encoding="utf-8")
+
+
+def _page(title: str, parts: Sequence[str]) -> str:
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        + "\n".join([f"<h1>{escape(title)}</h1>", *parts])
+        + "\n</body>\n</html>\n"
+    )
 
 
 def _contents(comparisons: Sequence[Comparison], capacities: Sequence[CapacityResult]) -> str:
@@ -171,6 +197,21 @@ def _capacity(result: CapacityResult, key: str) -> str:
     )
 
 
+def _sweep(result: SweepResult) -> str:
+    found = "".join(f"<li>{escape(line)}</li>" for line in sweep_headlines(result))
+    note = "Means over the seeds. Up and to the left is better. Dotted: the target."
+    grids = [front_grid(result), points_grid(result), refused_grid(result)]
+    return "\n".join(
+        [
+            f"<h2>{escape(result.workload)}</h2>",
+            f'<ul class="found">{found}</ul>',
+            _figure(figures.goodput_against_latency(result), "pareto", note),
+            *(_table(grid) for grid in grids if grid.rows),
+            _rests_on(result.provenance, "DeepSeek-V3, prefill and decode apart", result.workload),
+        ]
+    )
+
+
 def _figure(figure: Figure, name: str, note: str) -> str:
     return f"<figure>{figures.to_svg(figure, name)}<figcaption>{escape(note)}</figcaption></figure>"
 
@@ -191,11 +232,15 @@ def _unit(unit: str) -> str:
 
 
 def _row(grid: Grid, number: int) -> str:
-    cells = "".join(
-        f'<td class="best">{escape(text)}</td>' if (number, i) in grid.best else f"<td>{escape(text)}</td>"
-        for i, text in enumerate(grid.rows[number])
-    )
+    row = enumerate(grid.rows[number])
+    cells = "".join(f"<td{_class(grid, number, i)}>{escape(text)}</td>" for i, text in row)
     return f'<tr class="ours">{cells}</tr>' if number in grid.ours else f"<tr>{cells}</tr>"
+
+
+def _class(grid: Grid, row: int, column: int) -> str:
+    if (row, column) in grid.best:
+        return ' class="best"'
+    return ' class="words"' if column and grid.columns[column].text else ""
 
 
 def _rests_on(basis: Provenance, cluster: str, workload: str) -> str:
@@ -212,6 +257,8 @@ def _rests_on(basis: Provenance, cluster: str, workload: str) -> str:
         "Seeds": seeds,
         "Version": f"headway {basis.version}",
     }
+    if math.isnan(basis.nominal_rps):  # of many clusters, each with its own
+        del facts["Nominal capacity"]
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
     command = f"<dt>Command</dt><dd><code>{escape(basis.command)}</code></dd>"
     return f"<h3>What the numbers rest on</h3><dl>{rows}{command}</dl>"

@@ -24,6 +24,7 @@ __all__ = [
     "Comparison",
     "Provenance",
     "combinations",
+    "flat",
     "is_baseline",
     "short_name",
 ]
@@ -101,7 +102,7 @@ class Comparison:
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat record per run, for a DataFrame: `ttft_s.mean`, `ttft_s.p99`, … become columns."""
-        return [_flat(asdict(run)) for run in self.runs]
+        return [flat(asdict(run)) for run in self.runs]
 
     def cells(self) -> list[Cell]:
         """Runs grouped over their seeds, in the order of the runs."""
@@ -203,7 +204,8 @@ def _measure(run: Run, measure: str) -> float:
     return float(value.get(key, math.nan)) if key else float(value)
 
 
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with its inner dicts spread out: `ttft_s.mean`, `ttft_s.p99`, …"""
     flat: dict[str, Any] = {}
     for name, value in record.items():
         if isinstance(value, dict):

@@ -15,8 +15,20 @@ from rich.text import Text
 
 from headway.report.confidence import Estimate, estimate
 from headway.report.results import CapacityResult, Cell, Comparison, combinations, is_baseline
+from headway.report.sweep_result import Point, SweepResult
 
-__all__ = ["Column", "Grid", "capacity_grid", "compare_grids", "headlines", "to_rich"]
+__all__ = [
+    "Column",
+    "Grid",
+    "capacity_grid",
+    "compare_grids",
+    "front_grid",
+    "headlines",
+    "points_grid",
+    "refused_grid",
+    "sweep_headlines",
+    "to_rich",
+]
 
 Better = Literal["low", "high", "neither"]
 NOTHING = "–"
@@ -94,6 +106,14 @@ _MEASURES = (
     _Measure(Column("late TTFT p99", "s", "low", 7), "missed_ttft_s.p99", seconds, only_if_any=True),
     _Measure(Column("rejected", "", "low", 3), "rejected", _one, only_if_any=True),
     _Measure(Column("lost", "", "low"), "lost", _one, only_if_any=True),
+)
+
+
+_GOODPUT_PER_GPU = _Measure(Column("goodput per GPU", "req/s", "high"), "", _two, interval=True)
+_SWEEP_MEASURES = tuple(
+    measure
+    for measure in _MEASURES
+    if measure.key in ("ttft_s.p50", "ttft_s.p99", "tpot_s.p99", "slo_attainment", "rejected", "lost")
 )
 
 
@@ -210,6 +230,78 @@ def _capacity_caption(result: CapacityResult) -> str:
         else "every token before its deadline (FairBatching's envelope)"
     )
     return f"highest rate with {percent(run.attainment)} of requests in time: {what}"
+
+
+def front_grid(result: SweepResult) -> Grid:
+    """The Pareto front, a row per point: the most goodput per GPU first, the least latency last."""
+    caption = (
+        f"of {len(result.points)} points, those that keep {percent(result.attainment)} of requests in both "
+        f"SLOs and that no other such point beats in goodput per GPU and {_written(result.latency)}"
+    )
+    return _points_grid(result, result.front(), "Pareto front", caption, frozenset())
+
+
+def points_grid(result: SweepResult) -> Grid:
+    """Every point, in the order of the sweep; those on the front are set off."""
+    front = result.front()
+    on_front = frozenset(i for i, point in enumerate(result.points) if point in front)
+    return _points_grid(result, result.points, "all points", "", on_front)
+
+
+def _points_grid(
+    result: SweepResult, points: Sequence[Point], title: str, caption: str, ours: frozenset[int]
+) -> Grid:
+    known = {measure.key: measure for measure in (_TTFT_MEAN, *_MEASURES)}
+    column = Column(_written(result.latency), "s", "low")
+    latency = known.get(result.latency, _Measure(column, result.latency, seconds, interval=True))
+    shown = [_GOODPUT_PER_GPU, latency, *(m for m in _SWEEP_MEASURES if m is not latency)]
+    shown = [m for m in shown if not m.only_if_any or any(p.cell.mean(m.key) > 0 for p in result.points)]
+    columns = (Column("topology", text=True), Column("GPUs"), Column("load"), Column("rate", "req/s"))
+    rows = [
+        (
+            result.label(point),
+            str(point.topology.gpus),
+            NOTHING if point.cell.load is None else f"{point.cell.load:g}",
+            f"{point.cell.rps:.3g}",
+            *(_write(_point_estimate(point, measure), measure) for measure in shown),
+        )
+        for point in points
+    ]
+    return Grid(title, (*columns, *(m.column for m in shown)), tuple(rows), ours=ours, caption=caption)
+
+
+def _point_estimate(point: Point, measure: _Measure) -> Estimate:
+    return point.goodput_per_gpu if measure is _GOODPUT_PER_GPU else point.cell.estimate(measure.key)
+
+
+def _written(measure: str) -> str:
+    """A measure of `Run` in words: `ttft_s.p99` is TTFT p99."""
+    what, _, statistic = measure.partition("_s.")
+    return f"{what.upper()} {statistic}"
+
+
+def refused_grid(result: SweepResult) -> Grid:
+    """The topologies that cannot be, and simulations that failed, each with its reason."""
+    rows = [(refusal.topology.name, refusal.why) for refusal in result.refused]
+    rows += [(run.name, run.why) for run in result.failed]
+    return Grid("left out", (Column("what", text=True), Column("why", text=True)), tuple(rows))
+
+
+def sweep_headlines(result: SweepResult) -> list[str]:
+    """The two ends of the front in a sentence each, or that there is none."""
+    front = result.front()
+    if not front:
+        best = max((point.cell.mean("slo_attainment") for point in result.points), default=0.0)
+        wanted = percent(result.attainment)
+        return [f"no point keeps {wanted} of requests in both SLOs; the best keeps {percent(best)}"]
+    latency = _written(result.latency)
+    ends = {"most goodput per GPU": front[0], f"least {latency}": front[-1]}
+    return [
+        f"{what}: {result.label(point)} at {_at(point.cell)}, "
+        f"{point.goodput_per_gpu.mean:.2f} req/s per GPU, "
+        f"{latency} {seconds(point.cell.mean(result.latency))} s"
+        for what, point in ends.items()
+    ]
 
 
 def headlines(comparison: Comparison) -> list[str]:

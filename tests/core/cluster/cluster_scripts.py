@@ -4,13 +4,18 @@ import random
 
 from headway.core.actions import Dispatch, Reject
 from headway.core.cluster import create_cluster
-from headway.core.events import Snapshot
+from headway.core.cluster.led import Led
+from headway.core.events import LeaseLost, Snapshot
 from headway.testing import ScriptedHost
 
 
-def host_of(spec, *, disaggregated=False, seed=0, lateness_s=0.0):
+def host_of(spec, *, disaggregated=False, seed=0, lateness_s=0.0, led=False, wait_s=4.0):
+    """`led`: under a lease, which it does not hold yet."""
     policy = create_cluster(spec, disaggregated=disaggregated, rng=random.Random(seed))
-    return ScriptedHost(policy, lateness_s=lateness_s)
+    host = ScriptedHost(Led(policy, wait_s=wait_s) if led else policy, lateness_s=lateness_s)
+    if led:
+        host.feed(LeaseLost(), 0.0)
+    return host
 
 
 def dispatches(host):

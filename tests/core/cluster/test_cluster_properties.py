@@ -17,6 +17,8 @@ from headway.core.events import (
     Finished,
     InstanceDown,
     InstanceDraining,
+    LeaseHeld,
+    LeaseLost,
     PassEnded,
     PassStarted,
     PrefillDone,
@@ -46,8 +48,10 @@ every_policy = pytest.mark.parametrize(("spec", "instances"), ONE_POOL + PAIRS)
 class World:
     """Turns steps into events that make sense where things stand."""
 
-    def __init__(self, spec, instances, *, lateness_s=0.0):
-        self.host = host_of(spec, disaggregated=instances is TWO_POOLS, seed=7, lateness_s=lateness_s)
+    def __init__(self, spec, instances, *, lateness_s=0.0, led=False):
+        self.host = host_of(
+            spec, disaggregated=instances is TWO_POOLS, seed=7, lateness_s=lateness_s, led=led
+        )
         self.now = 0.0
         self.epochs = dict.fromkeys(instances, 0)
         self.alive = set()
@@ -162,6 +166,12 @@ class World:
         if self.arrivals:
             self.tell(Cancelled(f"r{1 + number % self.arrivals}"))
 
+    def hold_lease(self, which, number):
+        self.tell(LeaseHeld(self.now + (0.1, 0.5, 3.0)[which % 3]))
+
+    def lose_lease(self, which, number):
+        self.tell(LeaseLost())
+
     def fate(self):
         """Each request that was dispatched or refused at least once."""
         return {a.request_id for _, a in self.host.actions if isinstance(a, Dispatch | Reject)}
@@ -179,11 +189,20 @@ steps = st.lists(
     ),
     max_size=60,
 )
+led_steps = st.lists(
+    st.tuples(
+        st.sampled_from(OFTEN + KINDS + RARE + ["hold_lease"] * 6 + ["lose_lease"] * 2),
+        st.integers(0, 11),
+        st.integers(0, 2600),
+        st.sampled_from([0.0, 0.0, 0.001, 0.05, 0.3, 2.0]),
+    ),
+    max_size=60,
+)
 lateness = st.sampled_from([0.0, 0.0, 0.01, 1.0, 60.0])
 
 
-def run(spec, instances, script, lateness_s):
-    world = World(spec, instances, lateness_s=lateness_s)
+def run(spec, instances, script, lateness_s, *, led=False):
+    world = World(spec, instances, lateness_s=lateness_s, led=led)
     for which in range(len(instances)):
         world.bring_up(which, 0)
     for step in script:
@@ -202,6 +221,17 @@ def test_the_contract_is_kept_and_nothing_is_lost(spec, instances, script, laten
     assert world.host.policy.held() == []
     cancelled = {f"r{n}" for n in range(1, world.arrivals + 1)} - world.fate()
     assert len(cancelled) <= sum(1 for kind, *_ in script if kind == "cancel")
+
+
+@every_policy
+@settings(max_examples=20, deadline=None)
+@given(led_steps, lateness)
+def test_under_a_lease_nothing_is_placed_without_it_and_nothing_is_lost(spec, instances, script, lateness_s):
+    """The contract's rule 6 after every event; and what waits for a leader in vain is refused."""
+    world = run(spec, instances, script, lateness_s, led=True)
+    world.host.wait(world.now + 1000.0)
+    world.agree()
+    assert world.host.policy.held() == []
 
 
 @every_policy

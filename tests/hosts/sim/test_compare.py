@@ -9,7 +9,7 @@ import pytest
 
 import headway
 from headway.core.errors import ConfigError
-from headway.hosts.sim.sweep import check_policies
+from headway.hosts.sim.setup import check_policies
 from headway.model.presets import load_cluster
 
 SMALL = {"cluster": "llama8b-h100", "requests": 40, "workers": 1}
@@ -136,7 +136,7 @@ def test_bad_input_is_refused_before_any_simulation(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a simulation was started")
 
-    monkeypatch.setattr("headway.hosts.sim.sweep.simulate", never)
+    monkeypatch.setattr("headway.hosts.sim.setup.simulate", never)
     with pytest.raises(ConfigError) as caught:
         small(**options)
     assert message in str(caught.value)

@@ -17,6 +17,8 @@ from headway.core.events import (
     InstanceDown,
     InstanceDraining,
     InstanceUp,
+    LeaseHeld,
+    LeaseLost,
     PassEnded,
     PassStarted,
     PrefillDone,
@@ -103,6 +105,9 @@ class Disaggregated(ClusterPolicy):
                 return self._pool_of[instance].handle(event, now)
             case TimerFired():
                 return self._due(event, now)
+            case LeaseHeld() | LeaseLost():
+                # Decode first: what Paired places in one pool, it places in the other.
+                return self._note(self.decode.handle(event, now) + self.prefill.handle(event, now))
             case InstanceDraining(instance) | InstanceDown(instance):
                 known = self._pool_of.get(instance)
                 return known.handle(event, now) if known else []

@@ -182,11 +182,12 @@ class InstanceLoad:
 
 
 class Ledger:
-    """The instances of one pool and the requests placed on them."""
+    """The instances of one pool and the requests placed on them. `paused`: none is given work."""
 
     def __init__(self) -> None:
         self.instances: dict[str, InstanceLoad] = {}
         self.placements: dict[str, Placement] = {}
+        self.paused = False
         self.active: list[InstanceLoad] = []  # may be given work, in order of coming up
         self.ranks: list[RankLoad] = []  # theirs, rank by rank
         self.chunk_room_tokens = 0  # what one full pass of them takes
@@ -214,7 +215,7 @@ class Ledger:
 
     def refresh(self) -> None:
         """Rebuild what follows from the instances: call it when one of them changes."""
-        self.active = [load for load in self.instances.values() if load.active]
+        self.active = [] if self.paused else [load for load in self.instances.values() if load.active]
         self.ranks = [rank for load in self.active for rank in load.ranks]
         self.chunk_room_tokens = sum(load.info.ranks * load.info.chunk_tokens for load in self.active)
         sizes = [(load.info.kv_blocks, load.info.block_tokens) for load in self.instances.values()]

@@ -23,6 +23,8 @@ from headway.core.events import (
     InstanceDown,
     InstanceDraining,
     InstanceUp,
+    LeaseHeld,
+    LeaseLost,
     PassEnded,
     PassStarted,
     PrefillDone,
@@ -149,6 +151,15 @@ class PoolPolicy(ClusterPolicy):
     def _instance_down(self, event: InstanceDown, now: float) -> None:
         self.ledger.down(event.instance)
 
+    def _lease_held(self, event: LeaseHeld, now: float) -> None:
+        self.ledger.paused = False
+        self.ledger.refresh()
+        self._place(now)
+
+    def _lease_lost(self, event: LeaseLost, now: float) -> None:
+        self.ledger.paused = True
+        self.ledger.refresh()
+
     def _timer_fired(self, event: TimerFired, now: float) -> None:
         self._end_holds(now)
         self._place(now)
@@ -206,6 +217,8 @@ _HANDLERS: dict[type[Event], str] = {
     InstanceUp: "_instance_up",
     InstanceDraining: "_instance_draining",
     InstanceDown: "_instance_down",
+    LeaseHeld: "_lease_held",
+    LeaseLost: "_lease_lost",
     TimerFired: "_timer_fired",
 }
 

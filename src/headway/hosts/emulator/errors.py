@@ -1,5 +1,6 @@
 """Decides what an engine's refusal looks like: OpenAI's error object, filled in as vLLM does."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import orjson
@@ -10,10 +11,18 @@ _KINDS = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerErro
 
 
 class ApiError(Exception):
-    """A refusal with its HTTP status."""
+    """A refusal with its HTTP status, and `headers` that go with it."""
 
-    def __init__(self, status: int, message: str, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
+        self.headers = headers or {}
         self.status = status
         self.param = param
 

@@ -9,7 +9,7 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from aiohttp import web
 
 from headway.core.errors import ConfigError
 from headway.core.events import Role
+from headway.core.leadership import FENCE_HEADER, FENCED, Fence, read_token
 from headway.core.request import Request, Slo
 from headway.hosts.emulator.answers import SseStream, answer, embeddings
 from headway.hosts.emulator.asks import Ask, Limits, parse_ask, parse_embeddings, rank_in_header
@@ -67,6 +68,7 @@ class Server:
         self._cluster, self._driver, self._limits, self._clock = cluster, driver, limits, clock
         self._dialect, self._kv_store, self._rooms, self._on_fault = dialect, kv_store, rooms, on_fault
         self._dispatches = Dispatches(driver.instance)
+        self._fence = Fence()
         self._rng = random.Random(f"{limits.seed}/faults/{driver.instance.name}")
         self._requests = 0
         self._spared: asyncio.Transport | None = None
@@ -139,13 +141,21 @@ class Server:
         try:
             if request.path != "/fault":
                 await self._suffer(request)
+            self._check_fence(request)
             return await handler(request)
         except ApiError as error:
-            return _json(error.body(), error.status)
+            return _json(error.body(), error.status, error.headers)
         except web.HTTPException as error:
             return _json(ApiError(error.status, error.reason).body(), error.status)
         except ConnectionError:
             _cut(request)  # the client went as it was written to, which is no failure of ours
+
+    def _check_fence(self, request: web.Request) -> None:
+        """Refuse work of a leader that another one has followed; any request may be what shows its token."""
+        token = read_token(request.headers.get(FENCE_HEADER))
+        if not self._fence.admits(token) and request.method == "POST":
+            newest = {FENCE_HEADER: str(self._fence.newest)}
+            raise ApiError(FENCED, "Another leader has placed work here since.", headers=newest)
 
     async def _suffer(self, request: web.Request) -> None:
         fault = self.fault
@@ -402,8 +412,9 @@ def _cut(request: web.Request) -> NoReturn:
     raise asyncio.CancelledError
 
 
-def _json(body: bytes, status: int = 200) -> web.Response:
-    return web.Response(body=body, status=status, headers={"Content-Type": "application/json"})
+def _json(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    told = {"Content-Type": "application/json"} | dict(headers or {})
+    return web.Response(body=body, status=status, headers=told)
 
 
 def _kind(fault: Fault | None) -> str:

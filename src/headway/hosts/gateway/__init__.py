@@ -1,7 +1,8 @@
 """The gateway: the OpenAI-compatible front door of a cluster, driven by a cluster policy."""
 
-from headway.hosts.gateway.config import GatewayConfig, InstanceSpec
-from headway.hosts.gateway.driver import Driver
+from headway.front.config import InstanceSpec
+from headway.front.driver import Driver
+from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.gateway import Gateway, serve
 
 __all__ = ["Driver", "Gateway", "GatewayConfig", "InstanceSpec", "serve"]

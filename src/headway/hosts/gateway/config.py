@@ -1,275 +1,45 @@
-"""Decides what a gateway file may say: where to listen, which engines there are, who places work, limits.
+"""Decides what a gateway file may say beside what is every front door's (`front/config.py`).
 
-    [server]
-    port = 8080
-    [[instances]]
-    name = "engine-0"
-    url = "http://10.0.0.1:8000"
-    [policy]
-    cluster = "staggered"
-
-Unknown keys are refused with the nearest known one. Secrets never stand in the file: it names the environment
-variables that hold them.
+[server]
+port = 8080
+[[instances]]
+name = "engine-0"
+url = "http://10.0.0.1:8000"
+[policy]
+cluster = "staggered"
 """
 
-import ipaddress
-import os
-import re
-import tomllib
-from collections.abc import Mapping, Sequence
-from itertools import combinations
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from typing import ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 
-from headway.core.cluster import check_cluster
-from headway.core.complaints import Location, complaint
-from headway.core.errors import ConfigError
-from headway.core.events import InstanceUp, Role
-from headway.core.request import Slo
+from headway.front.config import Dialect, DoorSpec, FrontConfig, Port, Spec, TlsSpec, Url
 
 __all__ = [
-    "AdminSpec",
     "AuthSpec",
     "GatewayConfig",
-    "HealthSpec",
-    "InferenceSpec",
-    "InstanceSpec",
-    "LimitsSpec",
-    "LogsSpec",
-    "MetricsSpec",
-    "PolicySpec",
     "ServerSpec",
-    "SloSpec",
-    "TlsSpec",
     "TracesSpec",
     "WorkerApiSpec",
-    "is_loopback",
-    "parse_instance",
     "waits_for_restart",
 ]
 
-Dialect = Literal["vllm", "sglang"]
 
+class ServerSpec(DoorSpec):
+    """The public side, as `DoorSpec`. `port` 0: any free one."""
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _http_url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        port_is_sound = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_sound = False
-    if not port_is_sound or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be http://HOST[:PORT] or https://HOST[:PORT]")
-    if parts.query or parts.fragment or parts.username is not None:
-        raise ValueError("must not have a query, a fragment or a user")
-    if not text.isprintable() or " " in text:
-        raise ValueError("must not have spaces")
-    try:
-        parts.hostname.encode("idna")  # as it is when it is connected to
-    except UnicodeError:
-        raise ValueError("the host's name must be parts of 1 to 63 characters between dots") from None
-    return text.rstrip("/")
-
-
-_SUBSCRIBABLE = re.compile(r"tcp://[^\s:]+:[1-9]\d{0,4}|tcp://\[[^\s\]]+\]:[1-9]\d{0,4}|ipc://\S+")
-
-
-def _zmq_address(text: str) -> str:
-    if not _SUBSCRIBABLE.fullmatch(text) or text.startswith("tcp://*"):
-        raise ValueError("must be tcp://HOST:PORT or ipc://PATH")
-    return text
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to what listens there."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-Url = Annotated[str, AfterValidator(_http_url)]
-ZmqAddress = Annotated[str, AfterValidator(_zmq_address)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-class ServerSpec(_Spec):
-    """The public side. `port` 0: any free one. `models`: names served; empty: what the engines say.
-
-    `tokenizer`: a tokenizer.json for exact prompt lengths; without it they are learned from `usage`.
-    `max_prompt_tokens`: longer prompts are refused (None: the engines' own `max_model_len`).
-    """
-
-    host: str = "127.0.0.1"
     port: Port = 8080
-    models: tuple[str, ...] = ()
-    tokenizer: Path | None = None
-    max_prompt_tokens: int | None = Field(default=None, ge=1)
-    drain_timeout_s: float = Field(default=30.0, ge=0)
 
 
-class InstanceSpec(_Spec):
-    """An engine. Capacities are per rank; `chunk_tokens`: most prompt tokens of one pass.
-
-    `rank_by`: "header" sends `X-data-parallel-rank`; with "port" rank r listens at the url's port + r.
-    `events`, `snapshots`: ZeroMQ addresses of its pass events, if it publishes any.
-    `bootstrap_port`: of an SGLang prefill instance.
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")
-    url: Url
-    role: Role = Role.AGGREGATED
-    dialect: Dialect = "vllm"
-    ranks: int = Field(default=1, ge=1, le=1024)
-    rank_by: Literal["header", "port"] = "header"
-    lockstep: bool = True
-    chunk_tokens: int = Field(default=8192, ge=1)
-    kv_blocks: int | None = Field(default=None, ge=1)
-    block_tokens: int = Field(default=16, ge=1)
-    max_running: int | None = Field(default=None, ge=1)
-    events: ZmqAddress | None = None
-    snapshots: ZmqAddress | None = None
-    bootstrap_port: Annotated[int, Field(ge=1, le=65535)] | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.snapshots and not self.events:
-            raise ValueError("snapshots needs events")
-        if self.bootstrap_port is not None and self.dialect != "sglang":
-            raise ValueError("bootstrap_port is for dialect 'sglang'")
-        if self.rank_by == "port" and self.ranks > 1 and (urlsplit(self.url).port or 0) + self.ranks > 65536:
-            raise ValueError("rank_by 'port' needs a url with a port that has room for every rank")
-        return self
-
-    def rank_url(self, rank: int) -> str:
-        """Return where a rank listens."""
-        if self.rank_by == "header" or rank == 0:
-            return self.url
-        parts = urlsplit(self.url)
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        port = (parts.port or (443 if parts.scheme == "https" else 80)) + rank
-        return f"{parts.scheme}://{host}:{port}{parts.path}"
-
-    def instance_up(self, epoch: int) -> InstanceUp:
-        """Return the event that introduces the instance to a policy."""
-        return InstanceUp(
-            self.name,
-            self.role,
-            self.ranks,
-            self.chunk_tokens,
-            self.kv_blocks,
-            self.block_tokens,
-            self.max_running,
-            self.lockstep,
-            epoch,
-        )
-
-
-class PolicySpec(_Spec):
-    """A cluster policy spec ("prefill+decode" for two pools), and the seed of its random numbers."""
-
-    cluster: str = "staggered"
-    seed: int = 0
-
-
-class SloSpec(_Spec):
-    """Targets of requests that name none."""
-
-    ttft_s: float = Field(default=2.0, gt=0)
-    tpot_s: float = Field(default=0.05, gt=0)
-
-    def slo(self) -> Slo:
-        """Return the targets as the core has them."""
-        return Slo(self.ttft_s, self.tpot_s)
-
-
-class LimitsSpec(_Spec):
-    """Bounds. The buffer holds what is not dispatched; every wait ends by itself.
-
-    `retries`: how often a request may be placed again after an engine failed it. `retry_budget`: retries over
-    requests, above which none is made (a dying cluster must not be asked twice for everything).
-    `concurrent_requests`, `rate_limit_rps`: None is no limit. `kv_lease_s`: how long after its prefill a
-    prompt's KV may be fetched by another engine; less than vLLM's `kv_lease_duration` of 30 s, after which
-    the decode engine would read what others have written there.
-    """
-
-    buffer_requests: int = Field(default=20_000, ge=1)
-    buffer_tokens: int = Field(default=200_000_000, ge=1)
-    buffer_bytes: int = Field(default=1 << 30, ge=1)
-    concurrent_requests: int | None = Field(default=None, ge=1)
-    rate_limit_rps: float | None = Field(default=None, gt=0)
-    max_body_bytes: int = Field(default=32 << 20, ge=1)
-    header_timeout_s: float = Field(default=10.0, gt=0)
-    body_timeout_s: float = Field(default=30.0, gt=0)
-    queue_timeout_s: float = Field(default=120.0, gt=0)
-    connect_timeout_s: float = Field(default=3.0, gt=0)
-    first_byte_timeout_s: float = Field(default=300.0, gt=0)
-    idle_timeout_s: float = Field(default=120.0, gt=0)
-    kv_lease_s: float = Field(default=25.0, gt=0)
-    retries: int = Field(default=2, ge=0)
-    retry_budget: float = Field(default=0.2, ge=0, le=1)
-
-
-class HealthSpec(_Spec):
-    """Active health checks. After each ejection the instance must pass twice as many, up to `return_most`."""
-
-    path: str = Field(default="/health", pattern=r"^/")
-    interval_s: float = Field(default=2.0, gt=0)
-    timeout_s: float = Field(default=2.0, gt=0)
-    eject_after: int = Field(default=3, ge=1)
-    return_after: int = Field(default=1, ge=1)
-    return_most: int = Field(default=16, ge=1)
-
-
-class InferenceSpec(_Spec):
-    """What is worked out where an engine publishes no events.
-
-    `gather_s`: first bytes this close together come from one pass. `scrape_interval_s`: how often the load of
-    decoding engines is scraped; 0: only when the policy asks.
-    """
-
-    gather_s: float = Field(default=0.003, ge=0)
-    scrape_interval_s: float = Field(default=2.0, ge=0)
-
-
-class AuthSpec(_Spec):
+class AuthSpec(Spec):
     """Names of environment variables: the clients' keys (comma-separated), and the key the engines want."""
 
     api_keys_env: str | None = None
     engine_api_key_env: str | None = None
 
 
-class AdminSpec(_Spec):
-    """The operators' side, on a bind of its own; no `port`: none. `token_env`: a variable's name; needed
-    where others than this machine can connect.
-    """
-
-    host: str = "127.0.0.1"
-    port: Port | None = None
-    token_env: str | None = None
-
-
-class MetricsSpec(_Spec):
-    """A bind for /metrics and /health alone, beside those of the public side; no `port`: none."""
-
-    host: str = "127.0.0.1"
-    port: Port | None = None
-
-
-class LogsSpec(_Spec):
-    """What goes to standard error, as lines of JSON. `access`: one for each request that is over."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    access: bool = True
-
-
-class TracesSpec(_Spec):
+class TracesSpec(Spec):
     """Where spans go, over OTLP/HTTP; no endpoint: nowhere, and trace context is only handed on.
 
     `sample_ratio`: of requests whose client has not decided.
@@ -280,7 +50,7 @@ class TracesSpec(_Spec):
     service_name: str = "headway"
 
 
-class WorkerApiSpec(_Spec):
+class WorkerApiSpec(Spec):
     """Whether engines can be added by URL on the public side (`worker_api.py`), and what they are then."""
 
     enabled: bool = False
@@ -289,122 +59,27 @@ class WorkerApiSpec(_Spec):
     chunk_tokens: int = Field(default=8192, ge=1)
 
 
-class TlsSpec(_Spec):
-    """Certificate chain and key in PEM files."""
-
-    certificate: Path
-    key: Path
-
-
-class GatewayConfig(_Spec):
-    """All of it. `instances` may be empty: workers can be added while it runs, to the pools `[policy]`
-    serves.
-
-    `disaggregated`: whether there is a prefill and a decode pool; left out, the instances' roles tell.
-    """
+class GatewayConfig(FrontConfig):
+    """All of it."""
 
     server: ServerSpec = ServerSpec()
-    instances: tuple[InstanceSpec, ...] = ()
-    disaggregated: bool | None = None
-    policy: PolicySpec = PolicySpec()
-    slo: SloSpec = SloSpec()
-    limits: LimitsSpec = LimitsSpec()
-    health: HealthSpec = HealthSpec()
-    inference: InferenceSpec = InferenceSpec()
     auth: AuthSpec = AuthSpec()
-    admin: AdminSpec = AdminSpec()
-    metrics: MetricsSpec = MetricsSpec()
-    logs: LogsSpec = LogsSpec()
     traces: TracesSpec = TracesSpec()
     worker_api: WorkerApiSpec = WorkerApiSpec()
     tls: TlsSpec | None = None
 
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        names = [each.name for each in self.instances]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two instances are called {twice!r}")
-        if self.disaggregated is None:
-            split = any(each.role is not Role.AGGREGATED for each in self.instances)
-            object.__setattr__(self, "disaggregated", split)
-        for each in self.instances:
-            self.check_instance(each)
-        self._check_pools()
-        self._check_binds()
-        return self
+    what: ClassVar[str] = "gateway"
+    tables: ClassVar[Mapping[str, type[Spec]]] = {
+        **FrontConfig.tables,
+        "server": ServerSpec,
+        "auth": AuthSpec,
+        "traces": TracesSpec,
+        "worker_api": WorkerApiSpec,
+        "tls": TlsSpec,
+    }
 
-    def _check_pools(self) -> None:
-        roles = {each.role for each in self.instances}
-        missing = {Role.PREFILL, Role.DECODE} - roles
-        if self.disaggregated and self.instances and missing:
-            raise ValueError(f"instances: a disaggregated cluster needs a {missing.pop().value} instance")
-        try:
-            check_cluster(self.policy.cluster, disaggregated=bool(self.disaggregated))
-        except ConfigError as error:
-            raise ConfigError(f"policy.cluster: {error}") from None
-
-    def _check_binds(self) -> None:
-        binds = [(name, getattr(self, name)) for name in ("server", "admin", "metrics")]
-        for (one, first), (other, second) in combinations(binds, 2):
-            if first.port and first.port == second.port and _overlap(first.host, second.host):
-                raise ConfigError(f"{other}.port: {second.port} is {one}.port already")
-        admin = self.admin
-        if admin.port is not None and admin.token_env is None and not is_loopback(admin.host):
-            raise ConfigError(f"admin.host: others can connect to {admin.host!r}: admin.token_env is missing")
-
-    @property
-    def both_legs_at_once(self) -> bool:
-        """Whether prefill and decode get the request together (SGLang P/D)."""
-        return bool(self.disaggregated) and self._dialect == "sglang"
-
-    @property
-    def _dialect(self) -> str:
-        return self.instances[0].dialect if self.instances else "vllm"
-
-    def check_instance(self, instance: InstanceSpec) -> None:
-        """Raise ConfigError when an instance does not belong into this cluster."""
-        fits = {Role.PREFILL, Role.DECODE} if self.disaggregated else {Role.AGGREGATED}
-        name = f"instance {instance.name!r}"
-        if instance.role not in fits:
-            kind = "disaggregated" if self.disaggregated else "aggregated"
-            raise ConfigError(f"{name} has role {instance.role.value!r}, but the cluster is {kind}")
-        if self.disaggregated and instance.dialect != self._dialect:
-            raise ConfigError(
-                f"{name} speaks {instance.dialect!r}, the rest of the cluster {self._dialect!r}"
-            )
-        if self.both_legs_at_once and instance.role is Role.PREFILL and instance.bootstrap_port is None:
-            raise ConfigError(f"{name}: missing key bootstrap_port (an SGLang prefill instance has one)")
-
-    @classmethod
-    def parse(cls, data: Mapping[str, Any], *, where: str = "gateway configuration") -> Self:
-        """Build from plain data. Raises ConfigError: one line with `where`, key path, nearest known key."""
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise complaint(error.errors(), _known_keys, where=where) from None
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-
-    @classmethod
-    def from_toml(cls, path: str | Path) -> Self:
-        """Read a gateway file. Raises ConfigError as `parse` does, and when the file is no readable TOML."""
-        try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot read the gateway file: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not TOML: {error}") from None
-        return cls.parse(data, where=str(path))
-
-    def secret(self, variable: str | None, key: str) -> str | None:
-        """Read a secret from the environment. Raises ConfigError when it is named but not set."""
-        if variable is None:
-            return None
-        value = os.environ.get(variable, "")
-        if not value:
-            raise ConfigError(f"{key}: the environment variable {variable} is not set")
-        return value
+    def _binds(self) -> list[tuple[str, str, int | None]]:
+        return [("server.port", self.server.host, self.server.port), *super()._binds()]
 
 
 def waits_for_restart(running: GatewayConfig, wanted: GatewayConfig) -> list[str]:
@@ -412,47 +87,4 @@ def waits_for_restart(running: GatewayConfig, wanted: GatewayConfig) -> list[str
     alone: all but `[[instances]]`.
     """
     names = [name for name in GatewayConfig.model_fields if getattr(running, name) != getattr(wanted, name)]
-    return [f"[{name}]" if name in _TABLES else name for name in names if name != "instances"]
-
-
-def parse_instance(data: Mapping[str, Any], *, where: str) -> InstanceSpec:
-    """Build one instance from plain data, as the admin API gets it. Raises ConfigError as `parse` does."""
-    try:
-        return InstanceSpec.model_validate(data)
-    except ValidationError as error:
-        raise complaint(error.errors(), lambda loc: _keys(InstanceSpec), where=where) from None
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether two hosts cannot both listen at one port: one is the other, or everywhere."""
-    if one == other or "" in (one, other):
-        return True
-    if "0.0.0.0" in (one, other):
-        return ":" not in one + other
-    return "::" in (one, other) and "." not in one + other
-
-
-_TABLES: dict[str, type[_Spec]] = {
-    "server": ServerSpec,
-    "instances": InstanceSpec,
-    "policy": PolicySpec,
-    "slo": SloSpec,
-    "limits": LimitsSpec,
-    "health": HealthSpec,
-    "inference": InferenceSpec,
-    "auth": AuthSpec,
-    "admin": AdminSpec,
-    "metrics": MetricsSpec,
-    "logs": LogsSpec,
-    "traces": TracesSpec,
-    "worker_api": WorkerApiSpec,
-    "tls": TlsSpec,
-}
-
-
-def _known_keys(table: Location) -> Sequence[str]:
-    return _keys(_TABLES[str(table[0])] if table else GatewayConfig)
-
-
-def _keys(spec: type[_Spec]) -> Sequence[str]:
-    return tuple(spec.model_fields)
+    return [f"[{name}]" if name in GatewayConfig.tables else name for name in names if name != "instances"]

@@ -14,18 +14,13 @@ from headway.core.actions import Dispatch, Recall, Reject
 from headway.core.errors import EngineError
 from headway.core.events import Event, Finished, Role
 from headway.core.request import Request
-from headway.hosts.gateway.errors import Refusal, bad_request, overloaded
-from headway.hosts.gateway.requests import Call
+from headway.front.errors import Refusal, overloaded, rejected
+from headway.front.requests import Call
+from headway.front.transport import Sink
+from headway.front.worker import Worker
 from headway.hosts.gateway.tracing import NO_TRACE, Trace
-from headway.hosts.gateway.transport import Sink
-from headway.hosts.gateway.worker import Worker
 
 __all__ = ["Flight", "LegError", "RecalledError"]
-
-_WHY = {
-    "backlog-full": "The engines are busy for longer than new work should wait.",
-    "held-too-long": "No engine could take the request in time.",
-}
 
 
 class LegError(EngineError):
@@ -102,6 +97,11 @@ class Flight:
         self._scope: asyncio.Timeout | None = None
         self._cut: Exception | None = None
 
+    @property
+    def trace_id(self) -> str | None:
+        """Of its trace, if it has one."""
+        return self.trace.trace_id
+
     # What the policy says
 
     def dispatched(self, action: Dispatch) -> None:
@@ -113,18 +113,9 @@ class Flight:
         else:
             self._places[role] = action
 
-    def _refusal(self, action: Reject) -> Refusal:
-        if action.why == "prompt-too-long" or action.retry_after_s is None:
-            message = (
-                f"The prompt of about {self.request.prompt_tokens} tokens is longer than any engine can hold."
-            )
-            return bad_request(message, code="context_length_exceeded", param="messages")
-        message = _WHY.get(action.why, f"The request was refused: {action.why}.")
-        return overloaded(action.why, message, action.retry_after_s)
-
     def rejected(self, action: Reject) -> None:
         """See `Waiter.rejected`."""
-        self.refusal = self._refusal(action)
+        self.refusal = rejected(action, self.request.prompt_tokens)
         self._cut = None  # a refusal is the last word
         self._interrupt(self.refusal)
 

@@ -5,60 +5,43 @@ async with Gateway(GatewayConfig.from_toml("gateway.toml")) as gateway:
 """
 
 import asyncio
-import faulthandler
-import os
-import random
-import resource
-import signal
 import ssl
-import threading
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Self
 
-from headway.core.cluster import ClusterPolicy, create_cluster
-from headway.core.cluster.compose import Disaggregated
-from headway.core.cluster.paired import Paired
-from headway.core.errors import ConfigError
 from headway.core.events import Event
-from headway.hosts.gateway.access import Keys
-from headway.hosts.gateway.admin import AdminSide
-from headway.hosts.gateway.config import GatewayConfig, TlsSpec
-from headway.hosts.gateway.driver import Driver, Observer
-from headway.hosts.gateway.errors import Refusal
+from headway.front.access import Keys
+from headway.front.admin import AdminSide
+from headway.front.discovery import Discovery, create_source
+from headway.front.driver import Driver, Observer
+from headway.front.errors import Refusal
+from headway.front.lease import create_elector
+from headway.front.lengths import Lengths
+from headway.front.listener import Listener
+from headway.front.logs import AccessLog
+from headway.front.metrics import Metrics
+from headway.front.policy import create_policy
+from headway.front.process import run
+from headway.front.protocol import Handler, HttpRequest, HttpResponse
+from headway.front.tls import tls_context
+from headway.front.transport import HttpTransport
+from headway.front.workers import Workers
+from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.flight import Flight
-from headway.hosts.gateway.lengths import Lengths
-from headway.hosts.gateway.listener import Listener
 from headway.hosts.gateway.live import Live
-from headway.hosts.gateway.logs import AccessLog, logging_as_json
-from headway.hosts.gateway.metrics import Metrics
 from headway.hosts.gateway.observer import Observer as PageObserver
 from headway.hosts.gateway.page import Page, page_is_public
 from headway.hosts.gateway.passthrough import Passthrough
-from headway.hosts.gateway.protocol import Handler, HttpRequest, HttpResponse
 from headway.hosts.gateway.server import PublicSide
 from headway.hosts.gateway.serving import Done, Serving
 from headway.hosts.gateway.tracing import Tracing, make_tracing
-from headway.hosts.gateway.transport import HttpTransport
 from headway.hosts.gateway.worker_api import WorkerApi
-from headway.hosts.gateway.workers import Workers
 
-__all__ = ["Gateway", "create_policy", "serve"]
+__all__ = ["Gateway", "serve"]
 
 #: How often the drain looks whether the last request is over.
 DRAIN_LOOK_S = 0.02
-#: A stop may take this much longer than the drain.
-STOP_PATIENCE_S = 15.0
-
-
-def create_policy(config: GatewayConfig) -> ClusterPolicy:
-    """Build the policy of a configuration: in one pool, in two, or in two at once."""
-    rng = random.Random(f"{config.policy.seed}/policy")
-    policy = create_cluster(config.policy.cluster, disaggregated=bool(config.disaggregated), rng=rng)
-    if config.both_legs_at_once and isinstance(policy, Disaggregated):
-        return Paired(policy.prefill, policy.decode)
-    return policy
 
 
 class Gateway:
@@ -92,9 +75,13 @@ class Gateway:
         self._admin_keys = Keys(config.secret(config.admin.token_env, "admin.token_env"))
         engine_key = config.secret(config.auth.engine_api_key_env, "auth.engine_api_key_env")
         self._engine_headers = {} if engine_key is None else {"Authorization": f"Bearer {engine_key}"}
-        self._tls = None if config.tls is None else _tls_context(config.tls)
+        self._tls = None if config.tls is None else tls_context(config.tls)
         self._lengths = Lengths(config.server.tokenizer)
+        self._source = create_source(config)
         self._policy = create_policy(config)
+        self.elector = create_elector(
+            config, clock=lambda: self._loop.time(), feed=self._feed, on_lead=lambda: self.workers.lead()
+        )
         self._listeners: list[Listener] = []
         self.url = ""
         self.admin_url: str | None = None
@@ -114,6 +101,8 @@ class Gateway:
         self._build()
         try:
             await self.workers.start()
+            await self._discovery.start()
+            await self.elector.start()
             server = self.config.server
             self.url = await self._listen(self.public, server.host, server.port, self._tls)
             admin = self.config.admin
@@ -135,6 +124,8 @@ class Gateway:
         listener = self._listeners[0]
         listener.drain()  # each connection ends when its answer has gone out
         while (self.serving.buffer.in_flight or listener.connections) and self._loop.time() < deadline_s:
+            if not self.serving.undecided():
+                await self.elector.release()  # streams may take long; another replica need not wait for them
             await asyncio.sleep(DRAIN_LOOK_S)
         return not (self.serving.buffer.in_flight or listener.connections)
 
@@ -144,6 +135,8 @@ class Gateway:
         for listener in self._listeners:
             await listener.close()
         self._listeners = []
+        await self.elector.stop()
+        await self._discovery.stop()
         await self.workers.stop()
         self.driver.stop()
         await self._transport.close()
@@ -156,7 +149,11 @@ class Gateway:
         return None if base is None else f"{base}/"
 
     async def reload(self, config: GatewayConfig) -> None:
-        """Make the workers those of a new configuration; the rest of it needs a restart."""
+        """Make the workers those of a new configuration; the rest of it needs a restart. Engines that are
+        found stay as they are.
+        """
+        if self.config.discovery is not None:
+            return
         await self.workers.reconcile(config.instances, timeout_s=self.config.server.drain_timeout_s)
 
     def _build(self) -> None:
@@ -170,7 +167,9 @@ class Gateway:
             clock=clock,
             call_at=call_at,
             engine_headers=self._engine_headers,
+            fence=self.elector.headers,
         )
+        self._discovery = Discovery(self._source, self.workers, timeout_s=config.server.drain_timeout_s)
         self.driver = Driver(
             self._policy, clock=clock, call_at=call_at, poll=self.workers.poll, observers=self._observers
         )
@@ -180,6 +179,7 @@ class Gateway:
             self.workers,
             self._transport,
             self._lengths,
+            elector=self.elector,
             clock=clock,
             engine_headers=self._engine_headers,
             on_done=self._done,
@@ -194,14 +194,21 @@ class Gateway:
             engine_headers=self._engine_headers,
             keep_authorization=config.auth.api_keys_env is None,
         )
-        self.metrics.watch(self.serving.buffer, self.workers)
+        self.metrics.watch(self.serving.buffer, self.workers, self.elector)
         self.public = PublicSide(
-            config, self.serving, passthrough, self.workers, self.metrics, self._keys, self._access_log
+            config,
+            self.serving,
+            passthrough,
+            self.workers,
+            self.elector,
+            self.metrics,
+            self._keys,
+            self._access_log,
         )
         if config.worker_api.enabled:
             self.public.routes |= WorkerApi(config, self.workers, self._keys).routes
         self.admin = AdminSide(self.workers, self.driver, self.metrics, self._admin_keys)
-        live = Live(config, self._seen, self.driver, self.workers, self.serving.buffer)
+        live = Live(config, self._seen, self.driver, self.workers, self.serving.buffer, self.elector)
         with_token = config.admin.token_env is not None
         self._page = Page(live, self._admin_keys, clock=clock, needs_token=with_token)
         self.admin.routes |= self._page.routes
@@ -240,57 +247,7 @@ class Gateway:
         return await listener.listen(host, port, tls)
 
 
-def _tls_context(tls: TlsSpec) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    for key, file in (("certificate", tls.certificate), ("key", tls.key)):
-        if not os.access(file, os.R_OK):
-            raise ConfigError(f"tls.{key}: cannot read {file}")
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"tls: cannot use {tls.certificate} and {tls.key}: {error}") from None
-    return context
-
-
-def _raise_file_limit() -> None:
-    """Take all the open files we may have: a stream takes two, and the usual soft limit is 1,024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _give_up() -> None:
-    """End the process and say where it hangs; an error output that nobody reads must not block that."""
-    os.set_blocking(2, False)
-    with suppress(OSError):
-        faulthandler.dump_traceback()
-    os._exit(1)
-
-
 async def serve(gateway: Gateway, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Run a gateway until SIGTERM or SIGINT, then drain it. A second signal ends it at once.
-
-    A stop that hangs is a bug; it is cut with a trace of where, for nobody should have to kill a gateway.
-    """
-    loop = asyncio.get_running_loop()
-    _raise_file_limit()
-    stop, now = asyncio.Event(), asyncio.Event()
-
-    def ask() -> None:
-        (now if stop.is_set() else stop).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ask)
-    async with AsyncExitStack() as stack:
-        watchdog = threading.Timer(gateway.config.server.drain_timeout_s + STOP_PATIENCE_S, _give_up)
-        watchdog.daemon = True
-        stack.callback(watchdog.cancel)  # the last to be done
-        stack.enter_context(logging_as_json(gateway.config.logs))
-        await stack.enter_async_context(gateway)
-        on_ready()
-        await stop.wait()
-        watchdog.start()
-        draining = asyncio.ensure_future(gateway.drain())
-        hurried = asyncio.ensure_future(now.wait())
-        await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
-        for task in (draining, hurried):
-            task.cancel()
+    """Run a gateway until SIGTERM or SIGINT, then drain it. A second signal ends it at once."""
+    config = gateway.config
+    await run(gateway, config.logs, config.server.drain_timeout_s, on_ready)

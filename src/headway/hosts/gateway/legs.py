@@ -5,7 +5,9 @@ Rule 2. Nothing goes to the client before the engine has answered well: until th
         elsewhere.
 Rule 3. An engine's 4xx is the client's affair and is passed on; its 5xx and 429 are the engine's, and
         tried elsewhere.
-Rule 4. A stream that breaks after its first byte is never repeated: the client gets an error event and a cut
+Rule 4. What this replica decided as the leader of its pool is sent only while it leads still, and with the
+        token of its term: an engine that has seen a newer one refuses.
+Rule 5. A stream that breaks after its first byte is never repeated: the client gets an error event and a cut
         connection, so that it cannot take the half for the whole.
 """
 
@@ -17,13 +19,14 @@ import msgspec
 
 from headway.core.actions import Dispatch
 from headway.core.events import Event, PrefillDone, Role
-from headway.hosts.gateway.config import LimitsSpec
-from headway.hosts.gateway.errors import Refusal, unavailable
+from headway.front.config import LimitsSpec
+from headway.front.errors import Refusal, unavailable
+from headway.front.lease import Elector
+from headway.front.transport import Answer, ExhaustedError, Transport, TransportError
+from headway.front.usage import Tail, Usage, usage_of
+from headway.front.worker import Worker
+from headway.front.workers import Workers
 from headway.hosts.gateway.flight import Flight, LegError
-from headway.hosts.gateway.transport import Answer, ExhaustedError, Transport, TransportError
-from headway.hosts.gateway.usage import Tail, Usage, usage_of
-from headway.hosts.gateway.worker import Worker
-from headway.hosts.gateway.workers import Workers
 
 __all__ = ["EngineSaysNo", "Idle", "Legs"]
 
@@ -64,6 +67,7 @@ class Legs:
         feed: Callable[[Event], object],
         limits: LimitsSpec,
         *,
+        elector: Elector,
         clock: Callable[[], float],
         dispatched: Callable[[Flight, Dispatch], None],
         engine_headers: Mapping[str, str],
@@ -72,6 +76,7 @@ class Legs:
         self._transport = transport
         self._feed = feed
         self._limits = limits
+        self._elector = elector
         self._clock = clock
         self._dispatched = dispatched
         self._engine_headers = dict(engine_headers)
@@ -163,6 +168,8 @@ class Legs:
             worker.inference.gone(request.id)
 
     async def _send(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> Answer:
+        if not self._elector.leads():  # it did when the policy decided
+            raise LegError("this replica does not lead the pool any more", status=503)
         url = worker.spec.rank_url(dispatch.rank) + flight.call.path
         try:
             answer = await self._transport.send("POST", url, self._headers(flight, worker, dispatch), body)
@@ -171,6 +178,8 @@ class Legs:
         if answer.status < 300:
             return answer
         try:
+            if self._elector.fenced(answer.status, answer.headers):
+                raise LegError(f"{worker.name} has seen a newer leader", status=503)
             reason = await self._read(worker, answer)
         finally:
             answer.close()
@@ -180,6 +189,7 @@ class Legs:
         headers = {
             **flight.headers,
             **self._engine_headers,
+            **self._elector.headers(),
             "Content-Type": "application/json",
             "x-request-id": f"{flight.request.id}.{flight.tries}",
             "x-headway-dispatch": str(worker.wire_number(dispatch.number)),

@@ -15,13 +15,14 @@ import orjson
 
 from headway.core.cluster import Held
 from headway.core.decision_log import encode
-from headway.hosts.gateway.admin import describe
-from headway.hosts.gateway.buffer import Buffer
+from headway.front.admin import describe
+from headway.front.buffer import Buffer
+from headway.front.driver import Driver
+from headway.front.lease import Elector
+from headway.front.worker import Worker
+from headway.front.workers import Workers
 from headway.hosts.gateway.config import GatewayConfig
-from headway.hosts.gateway.driver import Driver
 from headway.hosts.gateway.observer import Observer, Pass
-from headway.hosts.gateway.worker import Worker
-from headway.hosts.gateway.workers import Workers
 
 __all__ = ["SCHEMA", "Cursor", "Live"]
 
@@ -46,13 +47,20 @@ class Live:
     """The running gateway as the page sees it."""
 
     def __init__(
-        self, config: GatewayConfig, observer: Observer, driver: Driver, workers: Workers, buffer: Buffer
+        self,
+        config: GatewayConfig,
+        observer: Observer,
+        driver: Driver,
+        workers: Workers,
+        buffer: Buffer,
+        elector: Elector,
     ) -> None:
         self._config = config
         self._observer = observer
         self._driver = driver
         self._workers = workers
         self._buffer = buffer
+        self._elector = elector
         self._state: dict[str, object] = {}
         self._stale_s = -math.inf
 
@@ -82,7 +90,8 @@ class Live:
         return {
             "schema": SCHEMA,
             "policy": self._config.policy.cluster,
-            "ready": self._workers.ready(),
+            "ready": self._workers.ready() and self._elector.leads(),
+            "leader": self._elector.standing() if self._elector.shared else None,
             "lanes_s": LANES_S,
             "totals": self._observer.totals,
             "in_flight": self._buffer.in_flight,

@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from headway.hosts.gateway.access import Keys
-from headway.hosts.gateway.config import GatewayConfig, is_loopback
-from headway.hosts.gateway.errors import Refusal, unavailable
+from headway.front.access import Keys
+from headway.front.config import is_loopback
+from headway.front.errors import Refusal, unavailable
+from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, refused
+from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.live import Cursor, Live
-from headway.hosts.gateway.protocol import ClientSink, HttpRequest, HttpResponse, Routes, refused
 
 __all__ = ["Page", "page_is_public"]
 

@@ -12,19 +12,16 @@ from collections.abc import Mapping
 from urllib.parse import unquote
 
 from headway.core.events import Role
-from headway.hosts.gateway.buffer import Buffer
-from headway.hosts.gateway.config import LimitsSpec
-from headway.hosts.gateway.errors import Refusal, bad_request, unavailable
+from headway.front.buffer import Buffer
+from headway.front.config import LimitsSpec
+from headway.front.errors import Refusal, bad_request, unavailable
+from headway.front.requests import GENERATIONS, check_passed_on, plain_path
+from headway.front.transport import Answer, ExhaustedError, Sink, Transport, TransportError
+from headway.front.worker import Worker
+from headway.front.workers import Workers
 from headway.hosts.gateway.legs import Idle
-from headway.hosts.gateway.requests import check_passed_on
-from headway.hosts.gateway.transport import Answer, ExhaustedError, Sink, Transport, TransportError
-from headway.hosts.gateway.worker import Worker
-from headway.hosts.gateway.workers import Workers
 
-__all__ = ["GENERATIONS", "Passthrough"]
-
-#: What the policy places. Never passed on, under no other spelling either.
-GENERATIONS = ("/v1/chat/completions", "/v1/completions")
+__all__ = ["Passthrough"]
 
 _HOP_BY_HOP = frozenset(
     (
@@ -190,7 +187,7 @@ def _check_target(target: str) -> None:
     """Raise Refusal for a target that an engine, or a proxy before it, might take for another one."""
     path, _, query = target.partition("?")
     path = unquote(path)
-    plain = re.sub("/+", "/", path).rstrip("/").lower()
+    plain = plain_path(path)
     if plain in GENERATIONS:
         raise Refusal(404, "unknown_path", f"There is no {path[:100]!r} here: use POST {plain}.")
     if not _PATH.fullmatch(path) or _DOTS.search(path) or not _QUERY.fullmatch(query):

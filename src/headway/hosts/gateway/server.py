@@ -12,28 +12,22 @@ import secrets
 from collections import Counter
 from itertools import count
 
-import orjson
-
 from headway.core.request import Slo
-from headway.hosts.gateway.access import Keys
+from headway.front.access import Keys
+from headway.front.errors import Refusal, unavailable
+from headway.front.lease import Elector
+from headway.front.logs import AccessLog
+from headway.front.metrics import Metrics
+from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, json_answer, refused
+from headway.front.requests import GENERATIONS, read_call, read_targets
+from headway.front.workers import Workers
 from headway.hosts.gateway.config import GatewayConfig
-from headway.hosts.gateway.errors import Refusal, unavailable
-from headway.hosts.gateway.logs import AccessLog
-from headway.hosts.gateway.metrics import Metrics
-from headway.hosts.gateway.passthrough import GENERATIONS, Passthrough
-from headway.hosts.gateway.protocol import ClientSink, HttpRequest, HttpResponse, Routes, refused
-from headway.hosts.gateway.requests import read_call, read_targets
+from headway.hosts.gateway.passthrough import Passthrough
 from headway.hosts.gateway.serving import Serving
-from headway.hosts.gateway.workers import Workers
 
-__all__ = ["PublicSide", "json_answer"]
+__all__ = ["PublicSide"]
 
 _SOUND_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-
-
-def json_answer(value: object, status: int = 200) -> HttpResponse:
-    """Return a value as JSON."""
-    return HttpResponse(status, orjson.dumps(value), {"Content-Type": "application/json"})
 
 
 class PublicSide:
@@ -45,6 +39,7 @@ class PublicSide:
         serving: Serving,
         passthrough: Passthrough,
         workers: Workers,
+        elector: Elector,
         metrics: Metrics,
         keys: Keys,
         access_log: AccessLog,
@@ -67,6 +62,7 @@ class PublicSide:
         self._serving = serving
         self._passthrough = passthrough
         self._workers = workers
+        self._elector = elector
         self._counts = metrics
         self._keys = keys
         self._access_log = access_log
@@ -178,9 +174,12 @@ class PublicSide:
         return json_answer({"status": "ok"})
 
     async def _ready(self, request: HttpRequest) -> HttpResponse | None:
-        ready = self._workers.ready() and not self.draining
-        states = Counter(worker.state.value for worker in self._workers)
-        return json_answer({"ready": ready, "workers": states}, 200 if ready else 503)
+        ready = self._workers.ready() and self._elector.leads() and not self.draining
+        told: dict[str, object] = {"ready": ready}
+        told["workers"] = Counter(worker.state.value for worker in self._workers)
+        if self._elector.shared:
+            told["leader"] = self._elector.standing()
+        return json_answer(told, 200 if ready else 503)
 
     async def _metrics(self, request: HttpRequest) -> HttpResponse | None:
         return HttpResponse(200, self._counts.text(), {"Content-Type": "text/plain; version=0.0.4"})

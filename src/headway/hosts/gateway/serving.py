@@ -15,20 +15,22 @@ from itertools import count
 from headway.core.actions import Dispatch
 from headway.core.events import Cancelled, Failed, Role
 from headway.core.request import Request, Slo
-from headway.hosts.gateway.buffer import Buffer, RetryBudget
+from headway.front.buffer import Buffer, RetryBudget
+from headway.front.driver import Driver
+from headway.front.errors import Refusal, unavailable
+from headway.front.lease import Elector
+from headway.front.lengths import Lengths
+from headway.front.models import check_length, check_model
+from headway.front.prefixes import prefix_of
+from headway.front.requests import Call, targets_for_engines
+from headway.front.transport import Sink, Transport
+from headway.front.worker import State, Worker
+from headway.front.workers import Workers
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.dialects import way_of
-from headway.hosts.gateway.driver import Driver
-from headway.hosts.gateway.errors import Refusal, bad_request, model_not_found, unavailable
 from headway.hosts.gateway.flight import Flight, LegError, RecalledError
 from headway.hosts.gateway.legs import EngineSaysNo, Legs
-from headway.hosts.gateway.lengths import Lengths
-from headway.hosts.gateway.prefixes import prefix_of
-from headway.hosts.gateway.requests import Call, targets_for_engines
 from headway.hosts.gateway.tracing import Trace, Tracing
-from headway.hosts.gateway.transport import Sink, Transport
-from headway.hosts.gateway.worker import State, Worker
-from headway.hosts.gateway.workers import Workers
 
 __all__ = ["Done", "Serving"]
 
@@ -53,6 +55,7 @@ class Serving:
         transport: Transport,
         lengths: Lengths,
         *,
+        elector: Elector,
         clock: Callable[[], float],
         engine_headers: Mapping[str, str],
         on_done: Done = lambda flight, status: None,
@@ -70,6 +73,7 @@ class Serving:
         self._tracing = tracing or Tracing()
         self._budget = RetryBudget(config.limits.retry_budget)
         self._numbers = count(1)
+        self._flights: set[Flight] = set()
         self._way = way_of(config)
         self._passes_authorization = config.auth.api_keys_env is None
         self._legs = Legs(
@@ -77,10 +81,15 @@ class Serving:
             transport,
             driver.feed,
             config.limits,
+            elector=elector,
             clock=clock,
             dispatched=self._dispatched,
             engine_headers=engine_headers,
         )
+
+    def undecided(self) -> bool:
+        """Whether a request may still need a place: it has no byte of its answer yet."""
+        return any(not flight.sink.started for flight in self._flights)
 
     async def take_in(
         self, call: Call, headers: Mapping[str, str], request_id: str, slo: Slo, priority: int, sink: Sink
@@ -88,9 +97,9 @@ class Serving:
         """Make room for a request, which is to be served at once. Raises Refusal when there is none."""
         arrived_s = self._clock()
         known = self._workers.models()
-        _check_model(call.model, known)
+        check_model(call.model, known)
         tokens = max(1, await self._lengths.measure(call))
-        self._check_length(call, tokens, known)
+        check_length(call, tokens, known, self._lengths, self._config.server.max_prompt_tokens)
         trace = self._tracing.begin(call.path, headers, arrived_s)
         passed_on = self._to_engines(headers, trace)
         # Two clients may choose one id; engines and policies need one for each request.
@@ -106,6 +115,7 @@ class Serving:
         when it is gone or does not read.
         """
         flight.waits = True
+        self._flights.add(flight)
         status = 499  # unless somebody says otherwise the client went away
         try:
             self._driver.arrive(flight.request, flight)
@@ -206,6 +216,7 @@ class Serving:
 
     def _end(self, flight: Flight, status: int) -> None:
         """Release everything the request holds, however it ended."""
+        self._flights.discard(flight)
         if flight.waits:
             self.buffer.leave(flight.request.prompt_tokens, len(flight.call.body))
         self.buffer.done()
@@ -222,14 +233,6 @@ class Serving:
 
     # At the door
 
-    def _check_length(self, call: Call, tokens: int, known: Mapping[str, int | None]) -> None:
-        """Refuse a prompt that is longer than the model; by an estimate, only when it is far longer."""
-        most = self._config.server.max_prompt_tokens or _longest(call.model, known)
-        exact = call.token_ids is not None or self._lengths.exact
-        if most is not None and tokens > (most if exact else 2 * most):
-            message = f"The prompt has {'' if exact else 'about '}{tokens} tokens, the model takes {most}."
-            raise bad_request(message, code="context_length_exceeded", param="messages")
-
     def _role_of(self, instance: str) -> Role | None:
         worker = self._workers.get(instance)
         return None if worker is None else worker.spec.role
@@ -240,15 +243,3 @@ class Serving:
         if self._passes_authorization and "authorization" in headers:
             passed["Authorization"] = headers["authorization"]
         return passed
-
-
-def _check_model(model: str | None, known: Mapping[str, int | None]) -> None:
-    if model is not None and known and model not in known:
-        raise model_not_found(model)
-
-
-def _longest(model: str | None, known: Mapping[str, int | None]) -> int | None:
-    """Return how long a prompt of a model may be, where that is known."""
-    if model is not None:
-        return known.get(model)
-    return next(iter(known.values())) if len(known) == 1 else None

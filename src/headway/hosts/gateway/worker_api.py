@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from headway.core.errors import ConfigError
-from headway.hosts.gateway.access import Keys
-from headway.hosts.gateway.config import GatewayConfig, InstanceSpec, is_loopback, parse_instance
-from headway.hosts.gateway.errors import Refusal, bad_request
-from headway.hosts.gateway.protocol import Handler, HttpRequest, HttpResponse, Routes, refused
-from headway.hosts.gateway.server import json_answer
-from headway.hosts.gateway.worker import Worker
-from headway.hosts.gateway.workers import Workers
+from headway.front.access import Keys
+from headway.front.config import InstanceSpec, is_loopback, parse_instance
+from headway.front.errors import Refusal, bad_request
+from headway.front.protocol import Handler, HttpRequest, HttpResponse, Routes, json_answer, refused
+from headway.front.worker import Worker
+from headway.front.workers import Workers
+from headway.hosts.gateway.config import GatewayConfig
 
 __all__ = ["WorkerApi", "instance_name"]
 

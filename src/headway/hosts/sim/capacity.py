@@ -6,17 +6,20 @@ interval.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from headway.core.errors import ConfigError
-from headway.hosts.sim.compare import command_line, default_batch, default_policies
-from headway.hosts.sim.sweep import Progress, Setup, Task, check_policies, prepare, run_tasks
+from headway.hosts.sim.compare import default_batch, default_policies
+from headway.hosts.sim.jobs import Job, Kept, Progress, run_jobs
+from headway.hosts.sim.setup import Setup, Task, check_policies, command_line, prepare, seed_range
+from headway.hosts.sim.workers import Where
 from headway.model.cluster import ClusterSpec
 from headway.report.confidence import estimate
 from headway.report.metrics import Run
 from headway.report.results import CapacityResult, CapacityRun
+from headway.report.results_file import results_file
 
 __all__ = ["CapacityResult", "CapacityRun", "Metric", "capacity", "highest_rate"]
 
@@ -43,6 +46,10 @@ def capacity(
     slo_ttft_s: float | None = None,
     slo_tpot_s: float | None = None,
     workers: int | None = None,
+    backend: str = "processes",
+    address: str | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
     command: str | None = None,
 ) -> CapacityResult:
@@ -53,7 +60,8 @@ def capacity(
     line. `tolerance` is the relative width at which the bisection stops. A policy that never gets there has
     capacity 0. Other arguments, and errors, as in `compare`.
     """
-    _check(attainment, metric, tolerance, seeds)
+    where = Where(backend, address, workers)
+    _check(attainment, metric, tolerance)
     setup = prepare(
         trace=trace,
         workload=workload,
@@ -66,10 +74,13 @@ def capacity(
     policies = list(policies) if policies is not None else default_policies(setup.cluster)
     batch = list(batch) if batch is not None else default_batch(setup.cluster)
     check_policies(setup.cluster, policies, batch)
-    seed_list = list(range(seed, seed + seeds))
+    seed_list = seed_range(seed, seeds)
     pairs = [(p, b) for p in policies for b in batch]
     searches = [_Search(p, b, s, attainment, metric, tolerance) for p, b in pairs for s in seed_list]
-    found = run_tasks(_search, setup, searches, workers=workers, progress=progress)
+    jobs = [Job(search, setup.about() | asdict(search)) for search in searches]
+    with results_file(out, resume=resume) as file:
+        kept = Kept(file, _to_record, _from_record) if file else None
+        found = run_jobs(_search, setup, jobs, where=where, progress=progress, kept=kept)
     runs = [
         _condense(setup, pair, attainment, metric, found[i * seeds : (i + 1) * seeds])
         for i, pair in enumerate(pairs)
@@ -114,15 +125,13 @@ class _Search:
     tolerance: float
 
 
-def _check(attainment: float, metric: str, tolerance: float, seeds: int) -> None:
+def _check(attainment: float, metric: str, tolerance: float) -> None:
     if not 0.0 < attainment <= 1.0:
         raise ConfigError(f"attainment must be above 0 and at most 1, got {attainment!r}")
     if not 0.0 < tolerance < 1.0:
         raise ConfigError(f"tolerance must be between 0 and 1, got {tolerance!r}")
     if metric not in ("slo", "envelope"):
         raise ConfigError(f"metric must be slo or envelope, got {metric!r}")
-    if seeds < 1:
-        raise ConfigError(f"seeds must be at least 1, got {seeds}")
 
 
 def _search(setup: Setup, search: _Search) -> float:
@@ -131,6 +140,14 @@ def _search(setup: Setup, search: _Search) -> float:
         return _attained(task.summarise(setup.simulate(task)), search.metric) >= search.attainment
 
     return highest_rate(meets, setup.nominal_rps, search.tolerance)
+
+
+def _to_record(rate_rps: float) -> dict[str, Any]:
+    return {"capacity_rps": rate_rps}
+
+
+def _from_record(record: dict[str, Any]) -> float:
+    return float(record["capacity_rps"])
 
 
 def _attained(run: Run, metric: Metric) -> float:

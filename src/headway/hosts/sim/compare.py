@@ -6,19 +6,29 @@ result.rows()      # one record per run, for a DataFrame
 """
 
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from headway.core.errors import ConfigError
-from headway.hosts.sim.sweep import Progress, Setup, Task, check_policies, check_positive, prepare, run_tasks
+from headway.hosts.sim.jobs import Job, Kept, Progress, run_jobs
+from headway.hosts.sim.setup import (
+    DEFAULT_LOADS,
+    Setup,
+    Task,
+    check_policies,
+    command_line,
+    prepare,
+    rates,
+    seed_range,
+)
+from headway.hosts.sim.workers import Where
 from headway.model.cluster import ClusterSpec
 from headway.report.metrics import Distribution, PassRecord, Run, distribution
 from headway.report.results import Comparison, Provenance
+from headway.report.results_file import results_file, run_from_record, run_to_record
 
 __all__ = ["DEFAULT_LOADS", "Comparison", "Provenance", "Run", "compare", "default_batch", "default_policies"]
 
-DEFAULT_LOADS = (0.2, 0.4, 0.6, 0.8, 1.0)
 #: The load whose passes are drawn: busy enough that bubbles matter, not yet a queue without end.
 _TIMELINE_LOAD = 0.75
 #: Where in the run the drawn stretch begins, how many passes it should show, and how long it may be.
@@ -63,6 +73,10 @@ def compare(
     slo_ttft_s: float | None = None,
     slo_tpot_s: float | None = None,
     workers: int | None = None,
+    backend: str = "processes",
+    address: str | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
     timeline: bool = False,
     command: str | None = None,
@@ -72,8 +86,11 @@ def compare(
     `load` is a fraction of nominal capacity; `rps` gives rates in requests per second instead. `arrivals`:
     "recorded" (default for a trace), "poisson" (default otherwise) or "gamma:CV". `requests`: None takes the
     whole trace. SLOs in seconds; None takes the cluster's. `timeline` keeps the passes of a window in
-    mid-run. Raises ConfigError, before any simulation, for whatever is wrong with the input.
+    mid-run. `backend`: "processes" of this machine or "ray", at `address` (None: a Ray of its own); `workers`
+    simulations at a time. `out`: write each result to this file as it comes (`ResultsFile`); `resume` takes
+    those that are there. Raises ConfigError, before any simulation, for whatever is wrong with the input.
     """
+    where = Where(backend, address, workers)
     setup = prepare(
         trace=trace,
         workload=workload,
@@ -86,12 +103,15 @@ def compare(
     policies = list(policies) if policies is not None else default_policies(setup.cluster)
     batch = list(batch) if batch is not None else default_batch(setup.cluster)
     check_policies(setup.cluster, policies, batch)
-    rates = _rates(setup, load, rps)
-    seed_list = _seeds(seed, seeds)
-    tasks = [Task(p, b, x, r, s) for x, r in rates for p in policies for b in batch for s in seed_list]
-    shown = min(rates, key=lambda rate: abs((rate[0] or rate[1] / setup.nominal_rps) - _TIMELINE_LOAD))
-    work = [(task, timeline and task.rps == shown[1] and task.seed == seed) for task in tasks]
-    results = run_tasks(_run, setup, work, workers=workers, progress=progress)
+    pairs = rates(setup, load, rps)
+    seed_list = seed_range(seed, seeds)
+    tasks = [Task(p, b, x, r, s) for x, r in pairs for p in policies for b in batch for s in seed_list]
+    shown = min(pairs, key=lambda rate: abs((rate[0] or rate[1] / setup.nominal_rps) - _TIMELINE_LOAD))
+    drawn = [timeline and task.rps == shown[1] and task.seed == seed for task in tasks]
+    jobs = [_job(setup, task, keep_passes) for task, keep_passes in zip(tasks, drawn, strict=True)]
+    with results_file(out, resume=resume) as file:
+        kept = Kept(file, _to_record, _from_record) if file else None
+        results = run_jobs(_run, setup, jobs, where=where, progress=progress, kept=kept)
     runs = [run for run, _, _ in results]
     comparison = Comparison(
         cluster=setup.cluster.name,
@@ -105,29 +125,17 @@ def compare(
     return comparison
 
 
-def command_line() -> str:
-    """The command that started this process, as one would type it."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+def _job(setup: Setup, task: Task, keep_passes: bool) -> Job[tuple[Task, bool]]:
+    """Passes are not on file: where they are to be drawn, the simulation runs again."""
+    return Job((task, keep_passes), setup.about() | task.about(), fresh=keep_passes)
 
 
-def _rates(
-    setup: Setup, load: Sequence[float] | None, rps: Sequence[float] | None
-) -> list[tuple[float | None, float]]:
-    """Pairs (load, requests per second); load is None where the rate was given itself."""
-    if load is not None and rps is not None:
-        raise ConfigError("give load or rps, not both")
-    if rps is not None:
-        check_positive("rps", rps)
-        return [(None, rate) for rate in rps]
-    load = DEFAULT_LOADS if load is None else load
-    check_positive("load", load)
-    return [(fraction, fraction * setup.nominal_rps) for fraction in load]
+def _to_record(result: _Result) -> dict[str, Any]:
+    return run_to_record(result[0], result[1])
 
 
-def _seeds(seed: int, seeds: int) -> list[int]:
-    if seeds < 1:
-        raise ConfigError(f"seeds must be at least 1, got {seeds}")
-    return list(range(seed, seed + seeds))
+def _from_record(record: dict[str, Any]) -> _Result:
+    return (*run_from_record(record), [])
 
 
 def _run(setup: Setup, work: tuple[Task, bool]) -> _Result:

@@ -1,245 +1,171 @@
-"""Many simulations at once: what they share, what tells them apart, and how they are spread over processes.
+"""Topologies for a workload and its targets: every one that fits the GPUs is simulated at every rate.
 
-Every name is checked before the first simulation starts. Results come back in the order of the tasks,
-whatever finished first, and equal seeds see equal requests under every policy (common random numbers).
+import headway
+result = headway.sweep(workload="azure-conv", gpus=64, ep=[8, 16, 32], pd=["1:1", "3:1"], requests=2000)
+result.front()     # the points that nothing beats: goodput per GPU against latency
+
+A simulation that fails does not end a sweep: it stands in the result with its reason.
 """
 
 import math
-import multiprocessing
-import os
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from multiprocessing.context import BaseContext
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from headway.core.batch.contract import batch_policies
-from headway.core.cluster import check_cluster
-from headway.core.errors import ConfigError, HeadwayError
-from headway.core.request import Slo
-from headway.hosts.sim.simulate import SimResult, simulate
+from headway.core.errors import ConfigError
+from headway.hosts.sim.jobs import Failure, Job, Kept, Progress, try_jobs
+from headway.hosts.sim.setup import Setup, Task, check_policies, command_line, prepare, rates, seed_range
+from headway.hosts.sim.workers import Where
 from headway.model.cluster import ClusterSpec
-from headway.model.presets import load_cluster, nominal_capacity_rps
-from headway.report.metrics import Run, summarise
-from headway.report.results import Provenance
-from headway.workload import Workload, load_trace, make_items, parametric
+from headway.model.topology import Refusal, Topology, topologies
+from headway.report.metrics import Distribution, Run, distribution
+from headway.report.results import Cell, Provenance
+from headway.report.results_file import results_file, run_from_record, run_to_record
+from headway.report.sweep_result import FailedRun, Point, SweepResult, latency_measure
 
-__all__ = ["DEFAULT_WORKLOAD", "Progress", "Setup", "Task", "check_policies", "prepare", "run_tasks"]
+__all__ = ["SweepResult", "sweep"]
 
-DEFAULT_WORKLOAD = "azure-code"
-
-#: Called as (done, all): once when the work is under way, then after each simulation or search.
-Progress = Callable[[int, int], None]
-
-T = TypeVar("T")
-R = TypeVar("R")
+_Result = tuple[Run, Distribution]
+_Call = tuple[ClusterSpec, Task]
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What all simulations of a sweep share. `requests`: None takes the whole trace."""
-
-    cluster: ClusterSpec
-    workload: Workload
-    arrivals: str
-    requests: int | None
-    slo: Slo
-
-    @property
-    def nominal_rps(self) -> float:
-        """The rate called load 1: the tighter pool runs full, all its ranks equal, at mean lengths."""
-        return nominal_capacity_rps(
-            self.cluster, self.workload.mean_prompt_tokens, self.workload.mean_output_tokens
-        )
-
-    def simulate(self, task: "Task", *, keep_passes: bool = False) -> SimResult:
-        """Run one simulation."""
-        items = make_items(
-            self.workload, rps=task.rps, arrivals=self.arrivals, requests=self.requests, seed=task.seed
-        )
-        return simulate(
-            self.cluster,
-            items,
-            task.policy,
-            task.batch,
-            seed=task.seed,
-            slo=self.slo,
-            keep_passes=keep_passes,
-        )
-
-    def provenance(self, command: str, seeds: Sequence[int], requests: int) -> Provenance:
-        """Describe what results of this setup rest on."""
-        from headway import __version__
-
-        return Provenance(
-            version=__version__,
-            command=command,
-            cluster_source=self.cluster.source,
-            workload_source=self.workload.source,
-            arrivals=self.arrivals,
-            requests=requests,
-            seeds=tuple(seeds),
-            slo_ttft_s=self.slo.ttft_s,
-            slo_tpot_s=self.slo.tpot_s,
-            nominal_rps=self.nominal_rps,
-            mean_prompt_tokens=self.workload.mean_prompt_tokens,
-            mean_output_tokens=self.workload.mean_output_tokens,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One simulation: these policies, at this rate, with this seed."""
-
-    policy: str
-    batch: str
-    load: float | None
-    rps: float
-    seed: int
-
-    def summarise(self, result: SimResult) -> Run:
-        """Condense a result into the record that is reported."""
-        return summarise(
-            result.outcomes,
-            policy=self.policy,
-            batch=self.batch,
-            load=self.load,
-            rps=self.rps,
-            seed=self.seed,
-            chunk_utilisation=result.chunk_utilisation,
-            bubble=result.bubble,
-            decode_batch_imbalance=result.decode_batch_imbalance,
-            sim_steps=result.steps,
-            wall_s=result.wall_s,
-        )
-
-
-def prepare(
+def sweep(
     *,
-    trace: str | Path | None,
-    workload: str | None,
-    cluster: str | Path | ClusterSpec,
-    arrivals: str | None,
-    requests: int | None,
-    slo_ttft_s: float | None,
-    slo_tpot_s: float | None,
-) -> Setup:
-    """Load and check what a sweep needs. Raises ConfigError naming the option, file, row or key at fault."""
-    if trace is not None and workload is not None:
-        raise ConfigError("give a trace or a workload, not both")
-    if requests is not None and requests < 1:
-        raise ConfigError(f"requests must be at least 1, got {requests}")
-    spec = cluster if isinstance(cluster, ClusterSpec) else load_cluster(str(cluster))
-    source = load_trace(Path(trace)) if trace is not None else parametric(workload or DEFAULT_WORKLOAD)
-    changes = {"ttft_s": slo_ttft_s, "tpot_s": slo_tpot_s}
-    slo = replace(spec.slo, **{name: value for name, value in changes.items() if value is not None})
-    arrivals = arrivals or ("recorded" if trace is not None else "poisson")
-    make_items(source, rps=1.0, arrivals=arrivals, requests=requests, seed=0)  # speak up now, not in a worker
-    return Setup(spec, source, arrivals, requests, slo)
+    trace: str | Path | None = None,
+    workload: str | None = None,
+    system: Sequence[str] = ("h200",),
+    gpus: int | None = None,
+    ep: Sequence[int] = (8, 16, 32),
+    prefill_ep: Sequence[int] | None = None,
+    decode_ep: Sequence[int] | None = None,
+    pd: Sequence[str] = ("1:1", "2:1", "3:1"),
+    chunk: Sequence[int] = (4096,),
+    policies: Sequence[str] = ("staggered",),
+    batch: Sequence[str] = ("vllm-v1",),
+    load: Sequence[float] | None = None,
+    rps: Sequence[float] | None = None,
+    arrivals: str | None = None,
+    requests: int | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    slo_ttft_s: float | None = None,
+    slo_tpot_s: float | None = None,
+    latency: str = "ttft-p99",
+    attainment: float = 0.9,
+    workers: int | None = None,
+    backend: str = "processes",
+    address: str | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> SweepResult:
+    """Simulate topologies × policies × batch policies × rates × seeds, and return what each did for its GPUs.
 
+    Topologies are DeepSeek-V3 with prefill and decode apart on "h100" or "h200". `ep` is tried for prefill
+    and decode in all pairs, unless `prefill_ep` or `decode_ep` name a pool's own. `pd`: prefill to decode
+    instances, repeated as often as `gpus` allow (None: once). `chunk`: tokens of a prefill pass per rank.
+    `load` is a fraction of each topology's own nominal capacity, `rps` the same rate for all.
 
-def check_policies(cluster: ClusterSpec, policies: Sequence[str], batch: Sequence[str]) -> None:
-    """Raise ConfigError for a policy, batch policy or setting that is unknown or does not fit the cluster."""
-    for what, specs in (("policy", policies), ("batch policy", batch)):
-        if not specs:
-            raise ConfigError(f"name at least one {what}")
-        if len(set(specs)) < len(specs):
-            raise ConfigError(f"{what} {next(s for s in specs if specs.count(s) > 1)!r} is named twice")
-    for spec in policies:
-        check_cluster(spec, disaggregated=cluster.disaggregated)
-    for spec in batch:
-        batch_policies.find(spec)
-
-
-def check_positive(what: str, values: Sequence[float]) -> None:
-    """Raise ConfigError unless there is a value and all are positive and finite."""
-    if not values:
-        raise ConfigError(f"give at least one {what}")
-    for value in values:
-        if not 0.0 < value < math.inf:
-            raise ConfigError(f"{what} must be a positive number, got {value!r}")
-
-
-def run_tasks(
-    work: Callable[[Setup, T], R],
-    setup: Setup,
-    tasks: Sequence[T],
-    *,
-    workers: int | None,
-    progress: Progress | None,
-) -> list[R]:
-    """Return `[work(setup, task) for task in tasks]`, computed by `workers` processes (None: one per core).
-
-    `work` must be a module-level function. Raises what `work` raises; KeyboardInterrupt leaves no process
-    behind.
+    `latency`: "ttft-p99" and the like. Only points with at least `attainment` of the requests within both
+    SLOs (None: TTFT 2 s, TPOT 50 ms) can be on the front. Other arguments, and errors, as in `compare`.
     """
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, got {workers}")
-    workers = min(workers or os.cpu_count() or 1, len(tasks))
-    report = progress or (lambda done, total: None)
-    if workers == 1:
-        return _run_here(work, setup, tasks, report)
-    return _run_in_processes(work, setup, tasks, workers, report)
+    where = Where(backend, address, workers)
+    measure = latency_measure(latency)
+    if not 0.0 <= attainment <= 1.0:
+        raise ConfigError(f"attainment must be between 0 and 1, got {attainment!r}")
+    clusters, refused = topologies(
+        systems=system,
+        gpus=gpus,
+        prefill_ep=prefill_ep or ep,
+        decode_ep=decode_ep or ep,
+        ratios=[_ratio(text) for text in pd],
+        chunks=chunk,
+    )
+    if not clusters:
+        raise ConfigError(_nothing_fits(refused))
+    first = next(iter(clusters.values()))
+    shared = prepare(
+        trace=trace,
+        workload=workload,
+        cluster=first,
+        arrivals=arrivals,
+        requests=requests,
+        slo_ttft_s=slo_ttft_s,
+        slo_tpot_s=slo_tpot_s,
+    )
+    check_policies(first, policies, batch)
+    seed_list = seed_range(seed, seeds)
+    setups = {topology: replace(shared, cluster=cluster) for topology, cluster in clusters.items()}
+    wanted = [
+        (topology, Task(p, b, x, r, s))
+        for topology, setup in setups.items()
+        for x, r in rates(setup, load, rps)
+        for p in policies
+        for b in batch
+        for s in seed_list
+    ]
+    jobs = [_job(setups[topology], topology, task) for topology, task in wanted]
+    with results_file(out, resume=resume) as file:
+        kept = Kept(file, _to_record, run_from_record) if file else None
+        results = try_jobs(_run, shared, jobs, where=where, progress=progress, kept=kept)
+    runs = [
+        (topology, r[0])
+        for (topology, _), r in zip(wanted, results, strict=True)
+        if not isinstance(r, Failure)
+    ]
+    return SweepResult(
+        workload=shared.workload.name,
+        points=_points(runs),
+        provenance=_provenance(shared, command or command_line(), seed_list, requests),
+        latency=measure,
+        attainment=attainment,
+        refused=refused,
+        failed=[FailedRun(result.name, result.why) for result in results if isinstance(result, Failure)],
+    )
 
 
-def _run_here(work: Callable[[Setup, T], R], setup: Setup, tasks: Sequence[T], report: Progress) -> list[R]:
-    results = []
-    report(0, len(tasks))
-    for done, task in enumerate(tasks, start=1):
-        results.append(work(setup, task))
-        report(done, len(tasks))
-    return results
+def _ratio(text: str) -> tuple[int, int]:
+    prefill, _, decode = text.partition(":")
+    if not (prefill.isdecimal() and decode.isdecimal()):
+        raise ConfigError(f"P:D ratio {text!r}: write prefill and decode instances, such as 3:1")
+    return int(prefill), int(decode)
 
 
-def _run_in_processes(
-    work: Callable[[Setup, T], R], setup: Setup, tasks: Sequence[T], workers: int, report: Progress
-) -> list[R]:
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, _context(), initializer=_start_worker, initargs=(work, setup))
-    try:
-        with warnings.catch_warnings():
-            # The threads it warns of are a linear algebra library's, idle, with fork handlers of their own.
-            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-            futures: list[Future[R]] = [pool.submit(_run_in_worker, task) for task in tasks]
-        report(0, len(tasks))
-        for done, future in enumerate(as_completed(futures), start=1):
-            future.result()
-            report(done, len(tasks))
-        return [future.result() for future in futures]
-    except BrokenProcessPool:
-        raise HeadwayError("a worker process died, perhaps for lack of memory: try fewer --workers") from None
-    except BaseException:
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _nothing_fits(refused: Sequence[Refusal]) -> str:
+    if not refused:
+        return "name at least one system, EP size, P:D ratio and chunk"
+    first = refused[0]
+    return f"none of {len(refused)} topologies can be; {first.topology.name}: {first.why}"
 
 
-def _context() -> BaseContext:
-    """Fork where that is safe: a script then needs no `__main__` guard, and workers share its memory."""
-    if "fork" in multiprocessing.get_all_start_methods() and threading.active_count() == 1:
-        return multiprocessing.get_context("fork")
-    return multiprocessing.get_context("spawn")
+def _job(setup: Setup, topology: Topology, task: Task) -> Job[_Call]:
+    return Job((setup.cluster, task), setup.about() | asdict(topology) | task.about())
 
 
-_worker: tuple[Callable[[Setup, Any], Any], Setup] | None = None
+def _run(shared: Setup, call: _Call) -> _Result:
+    cluster, task = call
+    result = replace(shared, cluster=cluster).simulate(task)
+    return task.summarise(result), distribution(result.outcomes)
 
 
-def _start_worker(work: Callable[[Setup, Any], Any], setup: Setup) -> None:
-    global _worker
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent alone answers it
-    _worker = (work, setup)
+def _to_record(result: _Result) -> dict[str, Any]:
+    return run_to_record(*result)
 
 
-def _run_in_worker(task: Any) -> Any:
-    assert _worker is not None
-    work, setup = _worker
-    return work(setup, task)
+def _points(runs: Sequence[tuple[Topology, Run]]) -> list[Point]:
+    """Group runs over their seeds, in the order of the runs."""
+    groups: dict[tuple[Topology, float, str, str], list[Run]] = {}
+    for topology, run in runs:
+        groups.setdefault((topology, run.rps, run.policy, run.batch), []).append(run)
+    return [
+        Point(topology, Cell(policy, batch, group[0].load, rps, tuple(group)))
+        for (topology, rps, policy, batch), group in groups.items()
+    ]
+
+
+def _provenance(shared: Setup, command: str, seeds: Sequence[int], requests: int | None) -> Provenance:
+    """Each topology has a nominal capacity of its own, so that there is none to tell."""
+    basis = shared.provenance(command, seeds, requests or len(shared.workload))
+    return replace(basis, cluster_source=f"such as {shared.cluster.source}", nominal_rps=math.nan)

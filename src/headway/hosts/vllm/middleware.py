@@ -2,7 +2,8 @@
 
 vLLM offers this place for additions to its server, and it is where a request can still be refused: nonsense
 is answered 400, in the shape of OpenAI's errors, and never reaches the engine. What is understood is said in
-`amend.py`.
+`amend.py`. So is refused what comes from a leader of the pool that another has followed
+(`core/leadership.py`); each API server of vLLM knows only the tokens that it was shown itself.
 """
 
 import json
@@ -10,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from headway.core.errors import ConfigError
+from headway.core.leadership import FENCE_HEADER, FENCED, Fence, read_token
 from headway.hosts.vllm.amend import amend, from_headers
 
 __all__ = ["Middleware"]
@@ -30,14 +32,21 @@ class Middleware:
 
     def __init__(self, app: App) -> None:
         self._app = app
+        self._fence = Fence()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        raw = scope.get("headers", ())
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+        admitted = self._fence.admits(read_token(headers.get(FENCE_HEADER)))  # health checks show it, too
         generates = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith(_PATHS)
         if not generates:
             await self._app(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if not admitted:
+            newest = (FENCE_HEADER.encode(), b"%d" % self._fence.newest)
+            await _refuse(send, "another leader has placed work here since", FENCED, newest)
+            return
         body, rest = await _read(receive)
         if rest is None:
             try:
@@ -82,9 +91,10 @@ def _with_length(headers: list[tuple[bytes, bytes]], length: int) -> list[tuple[
     return [*kept, (b"content-length", b"%d" % length)]
 
 
-async def _refuse(send: Send, message: str) -> None:
-    error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
+async def _refuse(send: Send, message: str, status: int = 400, *more: tuple[bytes, bytes]) -> None:
+    kind = "BadRequestError" if status == 400 else "Conflict"
+    error = {"message": message, "type": kind, "param": None, "code": status}
     body = json.dumps({"error": error}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

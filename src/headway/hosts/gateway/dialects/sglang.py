@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 import orjson
 
 from headway.core.events import Role
+from headway.front.worker import Worker
 from headway.hosts.gateway.dialects.contract import splice
 from headway.hosts.gateway.flight import Flight
 from headway.hosts.gateway.legs import EngineSaysNo, Legs
-from headway.hosts.gateway.worker import Worker
 
 __all__ = ["body_for", "bootstrap", "prefill_and_decode"]
 

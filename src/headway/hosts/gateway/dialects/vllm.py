@@ -10,10 +10,10 @@ over (docs/gateway.md). KV whose lease may be over is not used: its blocks may b
 import msgspec
 
 from headway.core.events import Role
+from headway.front.worker import Worker
 from headway.hosts.gateway.dialects.contract import fields_of, splice
 from headway.hosts.gateway.flight import Flight, LegError
 from headway.hosts.gateway.legs import Legs
-from headway.hosts.gateway.worker import Worker
 
 __all__ = ["body_for", "prefill_body", "prefill_then_decode"]
 

@@ -179,6 +179,13 @@ function total(worker, field) {
   return values ? count(sum(values)) : "–";
 }
 
+// Why it is not ready: another replica leads the pool, or nobody does; or a role has no engine.
+function notReady(state) {
+  if (state.ready) return "";
+  const leader = state.leader;
+  return leader && !leader.leads ? `: this replica does not lead ${leader.pool}: ${leader.why}` : ": the gateway is not ready";
+}
+
 function drawWorkers(state) {
   const rows = state.workers.map((worker) => {
     const is = health(worker);
@@ -197,7 +204,7 @@ function drawWorkers(state) {
   });
   $("worker-rows").replaceChildren(...rows);
   const able = state.workers.filter((worker) => worker.takes_work).length;
-  const note = `${able} of ${state.workers.length} take work${state.ready ? "" : ": the gateway is not ready"}`;
+  const note = `${able} of ${state.workers.length} take work${notReady(state)}`;
   put("workers-note", note);
 }
 

@@ -1,0 +1,90 @@
+"""Decides whether there is room for one more request: what waits is bounded in requests, tokens and bytes."""
+
+from collections.abc import Callable
+
+from headway.front.config import LimitsSpec
+from headway.front.errors import overloaded
+
+__all__ = ["Buffer", "RetryBudget"]
+
+
+class Buffer:
+    """What was taken in and is not dispatched. Every `enter` is undone by one `leave`."""
+
+    def __init__(self, limits: LimitsSpec, clock: Callable[[], float]) -> None:
+        self._limits = limits
+        self._clock = clock
+        self.requests = 0
+        self.tokens = 0
+        self.bytes = 0
+        self.in_flight = 0
+        self._tickets = 1.0  # of the rate limit: a second's worth at most
+        self._counted_s = clock()
+
+    def admit(self, tokens: int, size: int) -> None:
+        """Count a new request in. Raises Refusal (429), naming the bound it would break."""
+        limits = self._limits
+        if limits.concurrent_requests is not None and self.in_flight >= limits.concurrent_requests:
+            raise overloaded("too_many_requests", f"{self.in_flight} requests are being served already.")
+        for name, have, more, most in (
+            ("requests", self.requests, 1, limits.buffer_requests),
+            ("tokens", self.tokens, tokens, limits.buffer_tokens),
+            ("bytes", self.bytes, size, limits.buffer_bytes),
+        ):
+            if have + more > most:
+                raise overloaded(f"buffer_{name}", f"The buffer is full: {have} of {most} {name} wait.")
+        self._limit_rate()
+        self.in_flight += 1
+        self.enter(tokens, size)
+
+    def enter(self, tokens: int, size: int) -> None:
+        """Count a request as waiting (again)."""
+        self.requests += 1
+        self.tokens += tokens
+        self.bytes += size
+
+    def leave(self, tokens: int, size: int) -> None:
+        """Count it as dispatched, or gone."""
+        self.requests -= 1
+        self.tokens -= tokens
+        self.bytes -= size
+
+    def done(self) -> None:
+        """Count a request out for good."""
+        self.in_flight -= 1
+
+    def _limit_rate(self) -> None:
+        """Take a ticket out of a bucket that holds a second's worth."""
+        rate = self._limits.rate_limit_rps
+        if rate is None:
+            return
+        now = self._clock()
+        self._tickets = min(max(1.0, rate), self._tickets + (now - self._counted_s) * rate)
+        self._counted_s = now
+        if self._tickets < 1.0:
+            message = f"More than {rate:g} requests per second."
+            raise overloaded("rate_limit", message, (1.0 - self._tickets) / rate)
+        self._tickets -= 1.0
+
+
+class RetryBudget:
+    """Retries allowed: a share of the requests seen, and a few to begin with.
+
+    When everything fails, asking twice for everything is what keeps it down.
+    """
+
+    def __init__(self, share: float, reserve: float = 10.0) -> None:
+        self._share = share
+        self._reserve = reserve if share > 0.0 else 0.0
+        self._left = self._reserve
+
+    def earn(self) -> None:
+        """Note a request."""
+        self._left = min(self._reserve * 10.0, self._left + self._share)
+
+    def spend(self) -> bool:
+        """Take one retry; False if none is left."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True

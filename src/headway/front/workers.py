@@ -1,0 +1,556 @@
+"""Decides which engines get work: they are added, checked, ejected, taken back, drained and removed here.
+
+Everything the policy hears about instances comes from this file: `InstanceUp`, `InstanceDraining`,
+`InstanceDown`, and the reports of passes, told by the engine (`events.py`) or worked out
+(`inference.py`).
+
+Rule 1. An engine that refuses a connection, or fails `eject_after` requests in a row, gets nothing new at
+        once (`InstanceDraining`): what streams from it goes on.
+Rule 2. It is down when health checks say so. Then every request there without a first byte goes elsewhere.
+Rule 3. It returns after healthy checks in a row, twice as many after each ejection: a flapping engine
+        fades out.
+Rule 4. An engine that says it drains, or says goodbye, is not taken back because it still passes checks:
+        only in a new epoch, or when it has been away.
+Rule 5. Adding and removing go on when whoever asked for it is gone, and leave nothing half done.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import msgspec
+
+from headway.core.errors import ConfigError, InvariantError, unknown_name
+from headway.core.events import (
+    Event,
+    InstanceDown,
+    InstanceDraining,
+    InstanceUp,
+    PassEnded,
+    PassStarted,
+    PrefillDone,
+    Role,
+    Snapshot,
+)
+from headway.front.config import FrontConfig, InstanceSpec
+from headway.front.driver import CallAt
+from headway.front.events import Listener
+from headway.front.inference import Inference
+from headway.front.scrape import Load, read_loads, read_metrics
+from headway.front.transport import ExhaustedError, Transport, TransportError
+from headway.front.worker import State, Worker
+
+__all__ = ["Workers"]
+
+log = logging.getLogger("headway.gateway")
+
+_T = TypeVar("_T")
+
+#: An engine that publishes events is given this long to introduce itself.
+HELLO_S = 0.5
+#: An ejected engine is looked at again this soon.
+RECHECK_S = 0.2
+#: Up for this long, an engine's ejections are forgotten.
+FORGIVEN_S = 60.0
+#: How often a drained worker is looked at to see whether its last request is over.
+DRAIN_LOOK_S = 0.05
+
+
+class _Models(msgspec.Struct):
+    data: list["_Model"]
+
+
+class _Model(msgspec.Struct):
+    id: str
+    max_model_len: int | None = None
+
+
+class Workers:
+    """The engines by name. `feed` hands an event to the policy. `on_removed` hears the name of each that is
+    removed.
+    """
+
+    def __init__(
+        self,
+        config: FrontConfig,
+        transport: Transport,
+        feed: Callable[[Event], Any],
+        *,
+        clock: Callable[[], float],
+        call_at: CallAt,
+        engine_headers: dict[str, str] | None = None,
+        fence: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        self.config = config
+        self._transport = transport
+        self._feed = feed
+        self._clock = clock
+        self._call_at = call_at
+        self._headers = engine_headers or {}
+        self._fence = fence
+        self._workers: dict[str, Worker] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._kicks: dict[str, asyncio.Event] = {}
+        self._errands: set[asyncio.Task[Any]] = set()
+        self._reconciling = asyncio.Lock()
+        self.on_removed: Callable[[str], None] = lambda name: None
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(list(self._workers.values()))
+
+    def get(self, name: str) -> Worker | None:
+        """Return a worker; None when there is none of that name (any more)."""
+        return self._workers.get(name)
+
+    def named(self, name: str) -> Worker:
+        """Return a worker. Raises ConfigError when there is none of that name."""
+        if name not in self._workers:
+            raise unknown_name("worker", name, self._workers)
+        return self._workers[name]
+
+    def ready(self) -> bool:
+        """Whether every role has an engine that takes work."""
+        roles = {Role.PREFILL, Role.DECODE} if self.config.disaggregated else {Role.AGGREGATED}
+        return roles <= {worker.spec.role for worker in self if worker.takes_work()}
+
+    def models(self) -> dict[str, int | None]:
+        """Return the models served with their longest context, where told."""
+        told: dict[str, int | None] = {}
+        for worker in self:
+            told |= worker.models
+        return (
+            {name: told.get(name) for name in self.config.server.models}
+            if self.config.server.models
+            else told
+        )
+
+    # Adding and removing
+
+    async def start(self) -> None:
+        """Add the configured engines and check each once."""
+        await asyncio.gather(*(self.add(spec) for spec in self.config.instances))
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        for errand in list(self._errands):
+            errand.cancel()
+        await asyncio.gather(*self._errands, return_exceptions=True)
+        for name in list(self._workers):
+            await self._forget(name)
+
+    async def add(self, spec: InstanceSpec) -> Worker:
+        """Add an engine; it gets work when its first check passes. Raises ConfigError when it cannot be."""
+        return await asyncio.shield(self._run(self._add(spec)))
+
+    async def _add(self, spec: InstanceSpec) -> Worker:
+        worker = self._create(spec)
+        try:
+            await self._listen(worker)
+            await self._check(worker)
+        except BaseException:
+            await self._discard(worker, "it could not be added")
+            raise
+        if self._is_here(worker):
+            self._watches[spec.name] = asyncio.create_task(self._watch(worker))
+        return worker
+
+    def _create(self, spec: InstanceSpec) -> Worker:
+        if spec.name in self._workers:
+            raise ConfigError(f"there is a worker {spec.name!r} already")
+        self.config.check_instance(spec)
+        worker = self._workers[spec.name] = Worker(spec)
+        worker.inference = Inference(
+            worker,
+            lambda event: self._inferred(worker, event),
+            lambda request_id: self._tell(PrefillDone(request_id)),
+            clock=self._clock,
+            call_at=self._call_at,
+            gather_s=self.config.inference.gather_s,
+        )
+        self._kicks[spec.name] = asyncio.Event()
+        return worker
+
+    async def _listen(self, worker: Worker) -> None:
+        spec = worker.spec
+        if spec.events is None:
+            return
+        listener = Listener(_Reporter(self, worker), spec.events, spec.snapshots, self._is_other(spec.name))
+        await listener.start()
+        worker.listener = listener
+        if spec.snapshots is not None:
+            with suppress(TimeoutError):  # else it would come up twice: as configured, and as it says it is
+                async with asyncio.timeout(HELLO_S):
+                    await worker.said_hello.wait()
+
+    def drain(self, name: str) -> Worker:
+        """Give an engine nothing new; it finishes what it has. Raises ConfigError for an unknown name."""
+        worker = self.named(name)
+        if not worker.draining:
+            worker.draining = True
+            if worker.told is not None:
+                self._tell(InstanceDraining(name))
+        return worker
+
+    def undrain(self, name: str) -> Worker:
+        """Take an engine back. Raises ConfigError for an unknown name."""
+        worker = self.named(name)
+        worker.draining = False
+        if worker.state is State.UP:
+            self._introduce(worker)
+        return worker
+
+    async def remove(self, name: str, *, timeout_s: float = 0.0) -> None:
+        """Drain an engine for at most `timeout_s`, then remove it. Raises ConfigError for an unknown name."""
+        worker = self.drain(name)
+        await asyncio.shield(self._run(self._remove(worker, timeout_s)))
+
+    async def _remove(self, worker: Worker, timeout_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while worker.legs:
+                    await asyncio.sleep(DRAIN_LOOK_S)
+        await self._discard(worker, "removed")
+
+    async def _discard(self, worker: Worker, why: str) -> None:
+        if self._is_here(worker):
+            await self._forget(worker.name)
+            self._down(worker, why)
+            self.on_removed(worker.name)
+
+    async def reconcile(self, instances: tuple[InstanceSpec, ...], *, timeout_s: float = 0.0) -> None:
+        """Make the workers those of a new configuration: what changed is removed and added anew.
+
+        New ones are added before the old ones are drained. Raises ConfigError, before anything changes,
+        when an instance does not belong into this cluster; also for one that then cannot be added.
+        """
+        for spec in instances:
+            self.config.check_instance(spec)
+        async with self._reconciling:  # another may still drain
+            wanted = {spec.name: spec for spec in instances}
+            known = {worker.name: worker.spec for worker in self}
+            new = [spec for name, spec in wanted.items() if name not in known]
+            old = [name for name, spec in known.items() if wanted.get(name) != spec]
+            await _all(self.add(spec) for spec in new)
+            await _all(self._replace(name, wanted.get(name), timeout_s) for name in old)
+
+    async def _replace(self, name: str, spec: InstanceSpec | None, timeout_s: float) -> None:
+        if name in self._workers:
+            await self.remove(name, timeout_s=timeout_s)
+        if spec is not None:
+            await self.add(spec)
+
+    def _is_here(self, worker: Worker) -> bool:
+        """Whether it is a worker still, and not another of its name."""
+        return self._workers.get(worker.name) is worker
+
+    async def _forget(self, name: str) -> None:
+        worker = self._workers.pop(name)
+        self._kicks.pop(name, None)
+        watch = self._watches.pop(name, None)
+        if watch is not None and watch is not asyncio.current_task():
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        if worker.listener is not None:
+            await worker.listener.stop()
+
+    def _is_other(self, own: str) -> Callable[[str], bool]:
+        return lambda name: name != own and name in self._workers
+
+    def lead(self) -> None:
+        """Begin a term: count dispatches anew, and look at every engine at once, which shows it the token."""
+        for worker in self:
+            worker.count_anew()
+            if worker.name in self._kicks:
+                self._kicks[worker.name].set()
+
+    # What requests tell of engines
+
+    def failed(self, worker: Worker, why: str, *, refused: bool) -> None:
+        """Note that a request failed there."""
+        worker.errors += 1
+        if refused or worker.errors >= self.config.health.eject_after:
+            self._eject(worker, why)
+
+    def worked(self, worker: Worker) -> None:
+        """Note that a request was answered there."""
+        worker.errors = 0
+
+    def send_elsewhere(self, worker: Worker | None, failed: Event) -> None:
+        """Hand in the failure of a request while its engine takes nothing new, so that it goes to another
+        one.
+        """
+        spare = (
+            worker is not None
+            and worker.takes_work()
+            and any(w.takes_work() for w in self if w is not worker)
+        )
+        if worker is None or not spare:
+            self._tell(failed)
+            return
+        self._tell(InstanceDraining(worker.name))
+        self._tell(failed)
+        if worker.takes_work():
+            self._introduce(worker)
+
+    def poll(self, name: str) -> None:
+        """Get a snapshot of an engine for the policy, in the background."""
+        worker = self._workers.get(name)
+        if worker is None:
+            return
+        if worker.listener is not None:
+            worker.listener.poll()
+        if not worker.reports(self._clock()):
+            self._run(self._guarded(worker, self._scrape(worker)))
+
+    # Health
+
+    async def _watch(self, worker: Worker) -> None:
+        kick = self._kicks[worker.name]
+        scrape_s = self.config.inference.scrape_interval_s
+        scraped_s = self._clock()
+        while True:
+            soon = worker.state is State.EJECTED and not worker.leaving
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RECHECK_S if soon else self.config.health.interval_s):
+                    await kick.wait()
+            kick.clear()
+            await self._guarded(worker, self._check(worker))
+            if scrape_s and worker.spec.role is not Role.PREFILL and self._clock() - scraped_s >= scrape_s:
+                scraped_s = self._clock()
+                if worker.takes_work() and not worker.reports(scraped_s):
+                    await self._guarded(worker, self._scrape(worker))
+
+    async def _guarded(self, worker: Worker, look: Awaitable[None]) -> None:
+        """Look at an engine. What goes wrong in a way nobody thought of must not end the watch over it."""
+        try:
+            await look
+        except Exception as error:
+            if type(error) not in worker.puzzles:  # it would say so with every look
+                worker.puzzles.add(type(error))
+                log.exception("a look at an engine failed", extra={"instance": worker.name})
+
+    async def _check(self, worker: Worker) -> None:
+        try:
+            problem, refused = await self._probe(worker)
+        except ExhaustedError as error:
+            log.error("no health check", extra={"instance": worker.name, "reason": str(error)})
+            return
+        if not self._is_here(worker):
+            return
+        if problem is None:
+            await self._passed(worker)
+        else:
+            self._missed(worker, problem, refused)
+
+    async def _probe(self, worker: Worker) -> tuple[str | None, bool]:
+        """Return what is wrong with an engine, None if nothing is, and whether nobody listens there.
+
+        Raises ExhaustedError when it cannot be asked.
+        """
+        spec = worker.spec
+        urls = {spec.rank_url(rank) for rank in range(spec.ranks)}
+        try:
+            async with asyncio.timeout(self.config.health.timeout_s):
+                for url in sorted(urls):
+                    status, _ = await self._get(url + self.config.health.path)
+                    if status >= 300:
+                        return f"{self.config.health.path} answers {status}", False
+        except ExhaustedError:
+            raise
+        except TransportError as error:
+            return str(error), error.refused
+        except TimeoutError:
+            return f"no answer to {self.config.health.path} in {self.config.health.timeout_s:g} s", False
+        return None, False
+
+    async def _get(self, url: str) -> tuple[int, bytes]:
+        answer = await self._transport.send("GET", url, {**self._headers, **self._fence()}, None)
+        try:
+            return answer.status, await answer.read()
+        finally:
+            answer.close()
+
+    async def _passed(self, worker: Worker) -> None:
+        worker.missed = 0
+        worker.passed += 1
+        now = self._clock()
+        if worker.state is State.UP:
+            if now - worker.up_since_s > FORGIVEN_S:
+                worker.ejections = 0
+            return
+        if worker.leaving:
+            return
+        health = self.config.health
+        needed = min(health.return_most, health.return_after * 2 ** max(0, worker.ejections - 1))
+        if worker.state is State.STARTING or worker.passed >= needed:
+            await self._learn_models(worker)
+            if self._is_here(worker) and not worker.leaving:
+                self._up(worker)
+
+    def _missed(self, worker: Worker, problem: str, refused: bool) -> None:
+        worker.passed = 0
+        worker.missed += 1
+        worker.why = problem
+        if refused or worker.missed >= self.config.health.eject_after:
+            worker.is_back()  # when it passes again
+        if worker.state is State.EJECTED or worker.missed >= self.config.health.eject_after:
+            if worker.state in (State.UP, State.EJECTED):
+                worker.ejections += worker.state is State.UP
+                self._down(worker, problem)
+        elif refused:
+            self._eject(worker, problem)
+
+    def _up(self, worker: Worker) -> None:
+        if worker.state is State.DOWN:
+            worker.begin_anew()
+        worker.state, worker.why = State.UP, ""
+        worker.errors = 0
+        worker.up_since_s = self._clock()
+        log.info("worker up", extra={"instance": worker.name})
+        if not worker.draining:
+            self._introduce(worker)
+
+    def _eject(self, worker: Worker, why: str) -> None:
+        if worker.state is not State.UP:
+            return
+        worker.state, worker.why = State.EJECTED, why
+        worker.ejections += 1
+        worker.passed = 0
+        log.warning("worker ejected", extra={"instance": worker.name, "reason": why})
+        self._tell(InstanceDraining(worker.name))
+        if worker.name in self._kicks:
+            self._kicks[worker.name].set()
+
+    def _down(self, worker: Worker, why: str) -> None:
+        worker.state, worker.why = State.DOWN, why
+        worker.passed = 0
+        log.warning("worker down", extra={"instance": worker.name, "reason": why})
+        if worker.told is not None:
+            worker.told = None
+            self._tell(InstanceDown(worker.name))
+        worker.rebase()
+        worker.inference.clear()
+        for leg in list(worker.legs):
+            leg.abandon(worker)
+
+    async def _learn_models(self, worker: Worker) -> None:
+        """Ask what it serves; an engine that does not say serves what it is asked for."""
+        with suppress(TransportError, TimeoutError, msgspec.DecodeError):
+            async with asyncio.timeout(self.config.health.timeout_s):
+                status, body = await self._get(f"{worker.spec.url}/v1/models")
+            if status == 200:
+                told = msgspec.json.decode(body, type=_Models)
+                worker.models = {model.id: model.max_model_len for model in told.data}
+
+    # What the policy is told
+
+    def _introduce(self, worker: Worker) -> None:
+        worker.told = worker.up_event()
+        self._tell(worker.told)
+
+    def _tell(self, event: Event) -> None:
+        """Hand an event in. A bug in a policy must not end the watch over the engines."""
+        try:
+            self._feed(event)
+        except InvariantError:
+            log.exception("the policy contradicts itself")
+
+    def _inferred(self, worker: Worker, event: PassEnded) -> None:
+        if worker.told is not None and not worker.reports(self._clock()):
+            self._tell(event)
+
+    def reported(self, worker: Worker, event: PassStarted | PassEnded | Snapshot) -> None:
+        """Hand on what the engine reports, in the epoch it is in."""
+        worker.heard_s = self._clock()
+        worker.sequence = max(worker.sequence, event.sequence)
+        if worker.reached(event.epoch) and worker.told is not None and worker.takes_work():
+            self._introduce(worker)
+        if worker.told is not None:
+            self._tell(event)
+
+    def introduced(self, worker: Worker, event: InstanceUp) -> None:
+        """Take in what the engine says it is."""
+        worker.heard_s = self._clock()
+        worker.said_hello.set()
+        if worker.hello(event) and worker.takes_work():
+            self._introduce(worker)
+
+    def said_goodbye(self, worker: Worker, *, draining: bool) -> None:
+        """Believe an engine that says it leaves, though it may pass checks for a while."""
+        worker.leaving = True
+        if draining:
+            self._eject(worker, "it drains")
+        elif worker.state in (State.UP, State.EJECTED):
+            self._down(worker, "it said goodbye")
+
+    # The last resort
+
+    async def _scrape(self, worker: Worker) -> None:
+        """Tell the policy what the engine's public pages say; at least that it lives."""
+        began_s = self._clock()
+        load = Load()
+        with suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(self.config.health.timeout_s):
+                load = await self._load(worker)
+        try:
+            problem, _ = await self._probe(worker)
+        except ExhaustedError:
+            return
+        if problem is not None or worker.told is None:
+            return
+        blocks = worker.up_event().kv_blocks
+        usage = load.kv_usage
+        self._tell(
+            worker.inference.snapshot(
+                began_s,
+                kv_blocks=tuple(round(u * blocks) for u in usage) if usage and blocks else None,
+                running=load.running,
+                waiting=load.waiting,
+            )
+        )
+
+    async def _load(self, worker: Worker) -> Load:
+        spec = worker.spec
+        if spec.rank_by == "port" and spec.ranks > 1:
+            return Load()  # one page for each rank: not worth it for what is old when it is read
+        if spec.dialect == "sglang":
+            status, body = await self._get(f"{spec.url}/v1/loads")
+            load = read_loads(body, spec.ranks) if status == 200 else None
+            if load is not None:
+                return load
+        status, body = await self._get(f"{spec.url}/metrics")
+        return read_metrics(body.decode(errors="replace"), spec.ranks) if status == 200 else Load()
+
+    def _run(self, errand: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
+        task = asyncio.create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+        return task
+
+
+async def _all(errands: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Bring all to their end, then raise the first error there was."""
+    for result in await asyncio.gather(*errands, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+class _Reporter:
+    """What a worker's listener calls."""
+
+    def __init__(self, workers: Workers, worker: Worker) -> None:
+        self.name = worker.name
+        self.acknowledged = worker.acknowledged
+        self._workers = workers
+        self._worker = worker
+
+    def introduced(self, event: InstanceUp) -> None:
+        self._workers.introduced(self._worker, event)
+
+    def reported(self, event: PassStarted | PassEnded | Snapshot) -> None:
+        self._workers.reported(self._worker, event)
+
+    def said_goodbye(self, *, draining: bool) -> None:
+        self._workers.said_goodbye(self._worker, draining=draining)

@@ -1,0 +1,152 @@
+"""Finds out which requests are over, and how: from Envoy's gRPC access log, or answers that come by.
+
+An entry of the log names its request by dynamic metadata that the picker's answer set; one without was
+refused here, or never came here. Entries written in mid-stream are skipped. Envoy sends them in batches: it
+should flush often (`buffer_flush_interval`), for until then the request's load is reserved.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from headway.front.usage import Tail, usage_of
+from headway.hosts.envoy.messages import StreamAccessLogsResponse
+from headway.hosts.envoy.picks import Picks, Served
+from headway.hosts.envoy.replies import KEY, KEY_NAMESPACE, NAMESPACE, SERVED
+
+__all__ = ["AccessLogs", "AnswerAccount", "headers_of"]
+
+
+class AccessLogs:
+    """The access log service. `stop` ends its streams, which Envoy never would."""
+
+    def __init__(self, picks: Picks) -> None:
+        self._picks = picks
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = asyncio.Event()
+
+    async def listen(self, messages: AsyncIterator[Any], context: Any) -> Any:
+        """Take in one Envoy's log: the handler of `AccessLogService.StreamAccessLogs`."""
+        reading = asyncio.create_task(self._read(messages))
+        stopped = asyncio.create_task(self._stopped.wait())
+        try:
+            await asyncio.wait((reading, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (reading, stopped):
+                task.cancel()
+            await asyncio.gather(reading, stopped, return_exceptions=True)
+        return StreamAccessLogsResponse()
+
+    def stop(self) -> None:
+        """Let the streams come to their end."""
+        self._stopped.set()
+
+    async def _read(self, messages: AsyncIterator[Any]) -> None:
+        async for message in messages:
+            for entry in message.http_logs.log_entry:
+                self._hear(entry)
+
+    def _hear(self, entry: Any) -> None:
+        common = entry.common_properties
+        metadata = common.metadata.filter_metadata
+        if common.intermediate_log_entry or KEY_NAMESPACE not in metadata:
+            return
+        key = metadata[KEY_NAMESPACE].fields[KEY].string_value
+        self._picks.over(key, _served(entry, metadata))
+
+
+class AnswerAccount:
+    """The account of one request whose answer comes by here. `end` when nothing more comes."""
+
+    def __init__(self, picks: Picks, key: str) -> None:
+        self._picks = picks
+        self._key = key
+        self._status = 0
+        self._endpoint: str | None = None
+        self._streams = False
+        self._tail = Tail()
+        self._over = False
+
+    def hear(self, message: Any) -> None:
+        """Take in a message about the answer."""
+        kind = message.WhichOneof("kind")
+        if kind == "response_headers":
+            headers = headers_of(message.response_headers.headers)
+            self._status = _status(headers)
+            self._streams = headers.get("content-type", "").startswith("text/event-stream")
+            self._endpoint = _served_by(message.metadata_context.filter_metadata)
+            self._ended(message.response_headers.end_of_stream)
+        elif kind == "response_body":
+            if message.response_body.body:
+                self._piece(message.response_body.body)
+            self._ended(message.response_body.end_of_stream)
+        elif kind == "response_trailers":
+            self._ended(True)
+
+    def end(self) -> None:
+        """Note that nothing more comes: what is not over by now broke off."""
+        self._status = 0
+        self._ended(True)
+
+    def _piece(self, piece: bytes) -> None:
+        if self._status < 300:
+            self._picks.first_byte(self._key)
+        self._tail.add(piece)
+        if not self._streams:
+            self._picks.tokens(self._key, *usage_of(piece))
+
+    def _ended(self, ended: bool) -> None:
+        if ended and not self._over:
+            self._over = True
+            if self._streams:
+                self._picks.tokens(self._key, *self._tail.usage())
+            self._picks.over(self._key, Served(self._status, endpoint=self._endpoint))
+
+
+def headers_of(of: Any) -> dict[str, str]:
+    """Return a HeaderMap's headers; Envoy writes them in bytes."""
+    return {
+        each.key: each.raw_value.decode("latin-1") if each.raw_value else each.value for each in of.headers
+    }
+
+
+def _status(headers: Mapping[str, str]) -> int:
+    text = headers.get(":status", "")
+    return int(text) if text.isdigit() else 0
+
+
+def _served_by(metadata: Any) -> str | None:
+    """Read who served a request, where Envoy says so."""
+    if NAMESPACE not in metadata:
+        return None
+    fields = metadata[NAMESPACE].fields
+    return fields[SERVED].string_value or None if SERVED in fields else None
+
+
+def _served(entry: Any, metadata: Any) -> Served:
+    common, flags = entry.common_properties, entry.common_properties.response_flags
+    endpoint = None
+    if common.HasField("upstream_remote_address"):
+        address = common.upstream_remote_address.socket_address
+        host = f"[{address.address}]" if ":" in address.address else address.address
+        endpoint = f"{host}:{address.port_value}"
+    endpoint = _served_by(metadata) or endpoint
+    gone = flags.downstream_connection_termination
+    status = 0 if gone else entry.response.response_code.value
+    if flags.upstream_connection_termination or flags.upstream_remote_reset:
+        status = max(status, 502)  # it broke off, whatever its head said
+    return Served(
+        status,
+        ttft_s=_seconds(common, "time_to_first_upstream_rx_byte"),
+        duration_s=_seconds(common, "duration"),
+        endpoint=endpoint,
+        unreached=flags.upstream_connection_failure,
+        blame=endpoint is not None,
+    )
+
+
+def _seconds(common: Any, name: str) -> float | None:
+    if not common.HasField(name):
+        return None
+    duration = getattr(common, name)
+    return float(duration.seconds + duration.nanos * 1e-9)

@@ -1,0 +1,295 @@
+"""The endpoint picker as a whole: builds its parts, starts and stops them, and drains.
+
+async with Picker(EppConfig.from_toml("epp.toml")) as picker:
+    print(picker.grpc_port)
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from prometheus_client import Counter, Gauge
+
+from headway.core.errors import ConfigError
+from headway.core.events import Event
+from headway.front.access import Keys
+from headway.front.admin import AdminSide
+from headway.front.discovery import Discovery, create_source
+from headway.front.driver import Driver, Observer
+from headway.front.errors import Refusal
+from headway.front.lease import create_elector
+from headway.front.lengths import Lengths
+from headway.front.listener import Listener
+from headway.front.logs import AccessLog
+from headway.front.metrics import Metrics
+from headway.front.over import Over
+from headway.front.policy import create_policy
+from headway.front.process import run
+from headway.front.protocol import Handler, HttpRequest, HttpResponse, json_answer
+from headway.front.transport import HttpTransport
+from headway.front.workers import Workers
+from headway.hosts.envoy.accounting import AccessLogs
+from headway.hosts.envoy.config import EppConfig
+from headway.hosts.envoy.health import Health
+from headway.hosts.envoy.messages import (
+    ACCESS_LOG,
+    EXT_PROC,
+    ProcessingRequest,
+    ProcessingResponse,
+    StreamAccessLogsMessage,
+    StreamAccessLogsResponse,
+)
+from headway.hosts.envoy.picks import Picks
+from headway.hosts.envoy.secure import credentials
+from headway.hosts.envoy.stream import Streams
+
+__all__ = ["Picker", "serve"]
+
+#: How often the drain looks whether the last held request is answered.
+DRAIN_LOOK_S = 0.02
+#: What came over the wire beside a body, in one message.
+MESSAGE_ROOM_BYTES = 1 << 20
+#: gRPC keeps new streams in a queue until they are asked for, and sheds them when it is long or they are old.
+#: Every stream is a held request here, bounded by `[limits]`, so that nothing may be shed below.
+_MANY = 1 << 20
+_OPTIONS = (
+    ("grpc.server.max_pending_requests", _MANY),
+    ("grpc.server.max_pending_requests_hard_limit", _MANY),
+    ("grpc.server_max_unrequested_time_in_server", 3600),
+    ("grpc.max_concurrent_streams", (1 << 31) - 1),
+    ("grpc.so_reuseport", 0),
+)
+
+
+class Picker:
+    """Envoy's endpoint picker. An async context manager; also `start`, `drain` and `stop`.
+
+    `observers` see every event with what the policy did about it, `on_done` every request that is over.
+    Raises ConfigError before anything starts when the configuration cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: EppConfig,
+        *,
+        observers: Iterable[Observer] = (),
+        on_done: Iterable[Callable[[Over, int], None]] = (),
+    ) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self._access_log = AccessLog()
+        self._observers = [self.metrics.observe, *observers]
+        self._on_done = [self.metrics.done, self._access_log.done, *on_done]
+        self._admin_keys = Keys(config.secret(config.admin.token_env, "admin.token_env"))
+        engine_key = config.secret(config.engine_api_key_env, "engine_api_key_env")
+        self._engine_headers = {} if engine_key is None else {"Authorization": f"Bearer {engine_key}"}
+        self._credentials = credentials(config.tls)
+        self._lengths = Lengths(config.server.tokenizer)
+        self._source = create_source(config)
+        self._policy = create_policy(config)
+        self.elector = create_elector(
+            config, clock=lambda: self._loop.time(), feed=self._feed, on_lead=lambda: self.workers.lead()
+        )
+        self._servers: list[grpc.aio.Server] = []
+        self._listeners: list[Listener] = []
+        self.draining = False
+        self.grpc_port = 0
+        self.health_port: int | None = None
+        self.metrics_url: str | None = None
+        self.admin_url: str | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Check every engine once, and listen. Raises ConfigError when an address cannot be bound."""
+        self._build()
+        server = self.config.server
+        try:
+            await self.workers.start()
+            await self._discovery.start()
+            await self.elector.start()
+            await self.health.start()
+            self.grpc_port = await self._serve(server.grpc_port, self._credentials, picks=True)
+            if server.grpc_health_port is not None:
+                self.health_port = await self._serve(server.grpc_health_port, None, picks=False)
+            for name, bind, handler in (
+                ("metrics_url", self.config.metrics, self._numbers),
+                ("admin_url", self.config.admin, self.admin),
+            ):
+                if bind.port is not None:
+                    setattr(self, name, await self._listen(handler, bind.host, bind.port))
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def drain(self, timeout_s: float | None = None) -> bool:
+        """Say that it is not ready, take nothing new and answer what is held; whether all of it was."""
+        self.draining = True
+        await self.health.look()
+        patience_s = self.config.server.drain_timeout_s if timeout_s is None else timeout_s
+        self._access_logs.stop()
+        # GOAWAY: Envoy opens no further stream here, and those that are open come to their end.
+        ending = asyncio.ensure_future(self._servers[0].stop(patience_s))
+        while self.picks.buffer.requests and not ending.done():
+            await asyncio.sleep(DRAIN_LOOK_S)
+        await self.elector.release()  # answers may take long; another replica need not wait for them
+        await ending
+        return self.streams.open == 0
+
+    async def stop(self) -> None:
+        """End everything at once; `drain` first to be kind."""
+        self._access_logs.stop()
+        for server in self._servers:
+            await server.stop(None)
+        self._servers = []
+        for listener in self._listeners:
+            await listener.close()
+        self._listeners = []
+        self.picks.stop()
+        await self.health.stop()
+        await self.elector.stop()
+        await self._discovery.stop()
+        await self.workers.stop()
+        self.driver.stop()
+        await self._transport.close()
+
+    def ready(self) -> bool:
+        """Whether to be sent requests."""
+        return self.workers.ready() and self.elector.leads() and not self.draining
+
+    async def reload(self, config: EppConfig) -> None:
+        """Make the workers those of a new configuration; the rest of it needs a restart. Engines that are
+        found stay as they are.
+        """
+        if self.config.discovery is None:
+            await self.workers.reconcile(config.instances, timeout_s=self.config.server.drain_timeout_s)
+
+    def _build(self) -> None:
+        config, self._loop = self.config, asyncio.get_running_loop()
+        clock, call_at = self._loop.time, self._loop.call_at
+        self._transport = HttpTransport(connect_timeout_s=config.limits.connect_timeout_s)
+        self.workers = Workers(
+            config,
+            self._transport,
+            self._feed,
+            clock=clock,
+            call_at=call_at,
+            engine_headers=self._engine_headers,
+            fence=self.elector.headers,
+        )
+        self._discovery = Discovery(self._source, self.workers, timeout_s=config.server.drain_timeout_s)
+        observers = list(self._observers)
+        if config.accounting.by == "events":
+            observers.append(lambda now, event, actions: self.picks.reported(now, event, actions))
+        self.driver = Driver(
+            self._policy, clock=clock, call_at=call_at, poll=self.workers.poll, observers=observers
+        )
+        oddities = Counter(
+            "headway_picker_oddities",
+            "What did not go as it should, by a word (docs/epp.md)",
+            ["what"],
+            registry=self.metrics.registry,
+        )
+        self.picks = Picks(
+            config,
+            self.driver,
+            self.workers,
+            self._lengths,
+            elector=self.elector,
+            clock=clock,
+            call_at=call_at,
+            on_done=self._done,
+            count_as=lambda what: oddities.labels(what).inc(),
+        )
+        self.streams = Streams(config, self.picks, self._refused)
+        self._access_logs = AccessLogs(self.picks)
+        self.health = Health(self.ready)
+        self.metrics.watch(self.picks.buffer, self.workers, self.elector)
+        self._gauge("headway_picker_streams", "ext_proc streams that are open", lambda: self.streams.open)
+        self._gauge("headway_picker_under_way", "Requests Envoy has", lambda: self.picks.under_way)
+        self.admin = AdminSide(self.workers, self.driver, self.metrics, self._admin_keys)
+
+    def _gauge(self, name: str, doc: str, read: Callable[[], float]) -> None:
+        Gauge(name, doc, registry=self.metrics.registry).set_function(read)
+
+    def _feed(self, event: Event) -> None:
+        self.driver.feed(event)
+
+    def _done(self, over: Over, status: int) -> None:
+        for hear in self._on_done:
+            hear(over, status)
+
+    def _refused(self, path: str, request_id: str, refusal: Refusal) -> None:
+        """Count and log what was refused. The policy's refusals are counted when they are over."""
+        self._access_log.refused(path, request_id, refusal.status, refusal.code)
+
+    # Listening
+
+    async def _serve(self, port: int, secure: grpc.ServerCredentials | None, *, picks: bool) -> int:
+        """Serve gRPC; return the port."""
+        limit = self.config.limits.max_body_bytes + MESSAGE_ROOM_BYTES
+        server = grpc.aio.server(options=(*_OPTIONS, ("grpc.max_receive_message_length", limit)))
+        add_HealthServicer_to_server(self.health.servicer, server)
+        if picks:
+            server.add_generic_rpc_handlers(self._handlers())
+        host = self.config.server.host
+        address = f"{f'[{host}]' if ':' in host else host}:{port}"
+        try:
+            bound = (
+                server.add_insecure_port(address)
+                if secure is None
+                else server.add_secure_port(address, secure)
+            )
+        except RuntimeError:
+            raise ConfigError(f"cannot listen on {address}: it is taken, or not ours") from None
+        self._servers.append(server)
+        await server.start()
+        return int(bound)
+
+    def _handlers(self) -> tuple[Any, ...]:
+        process = grpc.stream_stream_rpc_method_handler(
+            self.streams.process,
+            request_deserializer=ProcessingRequest.FromString,
+            response_serializer=ProcessingResponse.SerializeToString,
+        )
+        listen = grpc.stream_unary_rpc_method_handler(
+            self._access_logs.listen,
+            request_deserializer=StreamAccessLogsMessage.FromString,
+            response_serializer=StreamAccessLogsResponse.SerializeToString,
+        )
+        return (
+            grpc.method_handlers_generic_handler(EXT_PROC, {"Process": process}),
+            grpc.method_handlers_generic_handler(ACCESS_LOG, {"StreamAccessLogs": listen}),
+        )
+
+    async def _listen(self, handler: Handler, host: str, port: int) -> str:
+        limits = self.config.limits
+        listener = Listener(
+            handler, header_timeout_s=limits.header_timeout_s, most_body_bytes=limits.max_body_bytes
+        )
+        self._listeners.append(listener)
+        return await listener.listen(host, port, None)
+
+    async def _numbers(self, request: HttpRequest) -> HttpResponse | None:
+        """Answer on the bind for metrics."""
+        if request.path == "/metrics":
+            return HttpResponse(200, self.metrics.text(), {"Content-Type": "text/plain; version=0.0.4"})
+        if request.path == "/health":
+            return json_answer({"status": "ok"})
+        return HttpResponse(404)
+
+
+async def serve(picker: Picker, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Run a picker until SIGTERM or SIGINT, then drain it. A second signal ends it at once."""
+    config = picker.config
+    await run(picker, config.logs, config.server.drain_timeout_s, on_ready)

@@ -1,0 +1,503 @@
+"""Takes requests in, holds them until the policy dispatches, and keeps account of them until they are over.
+
+Rule 1. Load is reserved when the policy decides. Every request that arrived ends in exactly one of
+        `Finished`, `Failed(retry=False)` and `Cancelled`, unless the policy refused it.
+Rule 2. What Envoy was told cannot be taken back: from then on a recalled request, and one whose engine is
+        gone, is off the policy's books. Envoy may try its fallbacks; nobody here decides on that.
+Rule 3. That a request is over is told from outside (`accounting.py`, `stream.py`), by its key. A key nobody
+        tells of is given up after `forget_after_s`: a counter that leaks would starve an engine of work.
+Rule 4. In phases, a request is joined by its `x-request-id`: its decode is placed when its prefill is over,
+        and when nobody comes for it within the time its KV is kept, it is over.
+"""
+
+import logging
+import secrets
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from headway.core.actions import Action, Dispatch
+from headway.core.events import (
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    PassEnded,
+    PrefillDone,
+    Role,
+    Snapshot,
+)
+from headway.core.request import Request, Slo
+from headway.front.buffer import Buffer
+from headway.front.driver import CallAt, Driver
+from headway.front.errors import Refusal, bad_request, not_leader, overloaded, unavailable
+from headway.front.lease import Elector
+from headway.front.lengths import Lengths
+from headway.front.models import check_length, check_model
+from headway.front.over import Over
+from headway.front.prefixes import prefix_of
+from headway.front.requests import Call
+from headway.front.worker import Worker
+from headway.front.workers import Workers
+from headway.hosts.envoy.config import EppConfig
+from headway.hosts.envoy.endpoints import Endpoints
+from headway.hosts.envoy.pick import Pick
+
+__all__ = ["Answer", "Picks", "Served"]
+
+log = logging.getLogger("headway.picker")
+
+#: How often it is looked for requests of which nothing was heard.
+SWEEP_S = 5.0
+#: Envoy's access log is flushed within this.
+DOUBT_S = 5.0
+
+
+@dataclass(slots=True)
+class Answer:
+    """Where Envoy is to go: `ip:port[,ip:port…]`, headers for the engine, and the key it is known by."""
+
+    endpoints: str
+    key: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Served:
+    """How a request ended, as it was told. `status` 0: its client went away, or nobody knows.
+
+    `ttft_s`, `duration_s`: since it arrived; None: not told. `endpoint`: who served it. `unreached`: Envoy
+    could not connect to it. `blame`: whether a bad status is the engine's; some are Envoy's own.
+    """
+
+    status: int
+    ttft_s: float | None = None
+    duration_s: float | None = None
+    endpoint: str | None = None
+    unreached: bool = False
+    blame: bool = True
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A request in Envoy's hands; `pick` None: one the policy had no say in."""
+
+    pick: Pick | None
+    leg: "Pick | _Aside"
+    role: Role
+    worker: Worker
+    endpoint: str
+    since_s: float
+
+
+class _Aside:
+    """A request beside the policy, as a worker's leg."""
+
+    def abandon(self, worker: Worker) -> None:
+        """Envoy will find out."""
+
+
+class Picks:
+    """All requests of the picker. `on_done` hears of each that is over, with the status of its answer.
+
+    `count_as(what)` counts what does not go as it should, by a word.
+    """
+
+    def __init__(
+        self,
+        config: EppConfig,
+        driver: Driver,
+        workers: Workers,
+        lengths: Lengths,
+        *,
+        elector: Elector,
+        clock: Callable[[], float],
+        call_at: CallAt,
+        on_done: Callable[[Over, int], None],
+        count_as: Callable[[str], None],
+    ) -> None:
+        self.buffer = Buffer(config.limits, clock)
+        self.endpoints = Endpoints(workers)
+        self._config = config
+        self._driver = driver
+        self._workers = workers
+        self._lengths = lengths
+        self._elector = elector
+        self._clock = clock
+        self._call_at = call_at
+        self._on_done = on_done
+        self._count_as = count_as
+        self._boot = secrets.token_hex(4)
+        self._numbers = count(1)
+        self._under_way: dict[str, _UnderWay] = {}
+        self._in_phases: dict[str, Pick] = {}  # whose decode is to come, by the id that joins them
+        self._flows: Counter[str] = Counter()
+        self._dispatched: defaultdict[str, deque[tuple[int, str]]] = defaultdict(deque)  # (number, key)
+        self._sweeper = call_at(clock() + SWEEP_S, self._sweep)
+
+    @property
+    def under_way(self) -> int:
+        """How many requests Envoy has."""
+        return len(self._under_way)
+
+    def stop(self) -> None:
+        """Look for lost requests no more."""
+        self._sweeper.cancel()
+
+    # Where to
+
+    def within(self, subset: frozenset[str] | None, phase: Role | None) -> Answer | None:
+        """Pick within a hint that the policy could not keep to; None where it can, or there is none.
+
+        Raises Refusal (503) without an endpoint, and where another replica may place.
+        """
+        roles = self._roles(phase)
+        if not all(self.endpoints.able(role) for role in roles):
+            raise unavailable("no_engine", "No engine is up that could take the request.")
+        if not self.endpoints.leaves_out(subset, roles):
+            return None
+        if not self._elector.leads():
+            raise not_leader()
+        self._count_as("subset")
+        answer = self.aside(roles[-1], subset)
+        if len(roles) > 1:
+            worker, rank = self.endpoints.least_busy(roles[0], subset)
+            answer.headers["x-prefiller-host-port"] = self.endpoints.of(worker)[rank]
+        return answer
+
+    async def take_in(
+        self, call: Call, request_id: str, slo: Slo, priority: int, *, size: int, flow: str = ""
+    ) -> Pick:
+        """Make room for a request, which is to be held at once. `size`: of what is kept of it, in bytes.
+
+        Raises Refusal: 429 when there is none, 4xx for what no engine could serve.
+        """
+        known = self._workers.models()
+        check_model(call.model, known)
+        arrived_s = self._clock()
+        tokens = max(1, await self._lengths.measure(call))
+        check_length(call, tokens, known, self._lengths, self._config.server.max_prompt_tokens)
+        name = f"{request_id}-{next(self._numbers)}"
+        prefix, block_tokens = prefix_of(call, tokens) if self._driver.reads_prefixes else ((), 0)
+        request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens, prefix, block_tokens)
+        self._check_flow(flow)
+        self.buffer.admit(tokens, size)
+        self._flows[flow] += 1
+        pick = Pick(
+            request,
+            Call(call.path, b"", call.model, call.stream, call.max_tokens, ()),  # not the body, nor its texts
+            size=size,
+            flow=flow,
+            role_of=self._role_of,
+            taken_back=self._taken_back,
+            abandoned=self._abandoned,
+        )
+        pick.waits = True
+        return pick
+
+    async def hold(self, pick: Pick, phase: Role | None, subset: frozenset[str] | None) -> Answer:
+        """Hold a request until it has its place. Raises Refusal when it is shed; cancelled, withdraws it."""
+        try:
+            self._driver.arrive(pick.request, pick)
+            answer = self._answer(pick, await self._place(pick, self._roles(phase)), subset)
+        except BaseException as error:
+            self._end(pick, error.status if isinstance(error, Refusal) else 499, error)
+            raise
+        if phase is Role.PREFILL:
+            self._begin_phases(pick)
+        return answer
+
+    async def second(self, request_id: str, subset: frozenset[str] | None) -> Answer:
+        """Place the decode of a request whose prefill was placed here. Raises Refusal as `hold`."""
+        pick = self._in_phases.pop(request_id, None)
+        if pick is None or pick.over:
+            # Its prefill was another picker's, or too long ago. Its body says where its KV is: it can go on.
+            self._count_as("unknown_phase")
+            return self.aside(Role.DECODE, subset)
+        pick.waits, pick.answered = True, False
+        self._flows[pick.flow] += 1
+        self.buffer.enter(pick.request.prompt_tokens, pick.size)
+        try:
+            self._prefill_done(pick)
+            return self._answer(pick, await self._place(pick, (Role.DECODE,)), subset)
+        except BaseException as error:
+            self._end(pick, error.status if isinstance(error, Refusal) else 499, error)
+            raise
+
+    def aside(self, role: Role | None, subset: frozenset[str] | None) -> Answer:
+        """Pick for what the policy has no say in. Raises Refusal (503) without an endpoint."""
+        worker, rank = self.endpoints.least_busy(role, subset)
+        endpoint = self.endpoints.of(worker)[rank]
+        leg = _Aside()
+        key = self._remember(_UnderWay(None, leg, worker.spec.role, worker, endpoint, self._clock()))
+        return Answer(self._with_fallbacks(endpoint, worker, subset), key)
+
+    def _roles(self, phase: Role | None) -> tuple[Role, ...]:
+        if not self._config.disaggregated:
+            return (Role.AGGREGATED,)
+        if self._config.picker.handover == "sidecar":
+            return (Role.PREFILL, Role.DECODE)
+        if phase is not Role.PREFILL:
+            raise bad_request("The header EPP-Profile must be prefill or decode.", param="epp-profile")
+        return (Role.PREFILL,)
+
+    def _check_flow(self, flow: str) -> None:
+        """Keep one flow from taking the whole buffer."""
+        share = self._config.picker.flow_share
+        most = max(1, int(share * self._config.limits.buffer_requests))
+        if share < 1.0 and self._flows[flow] >= most:
+            raise overloaded("flow_full", f"{most} requests of this flow wait already.")
+
+    async def _place(self, pick: Pick, roles: tuple[Role, ...]) -> list[tuple[Worker, Dispatch]]:
+        while True:
+            dispatches = await self._wait(pick, roles)
+            places = [(self._workers.get(each.instance), each) for each in dispatches]
+            found = [(worker, dispatch) for worker, dispatch in places if worker is not None]
+            leads = self._elector.leads()
+            if leads and len(found) == len(places):
+                return found
+            pick.attempts += 1  # in this very moment
+            why = "its engine was removed" if leads else "this replica leads no more"
+            self._driver.feed(Failed(pick.request.id, why, retry=True))
+
+    async def _wait(self, pick: Pick, roles: tuple[Role, ...]) -> list[Dispatch]:
+        try:
+            return await pick.place(roles, self._config.limits.queue_timeout_s)
+        except Refusal as refusal:
+            if refusal.code == "queue_timeout" and not self._workers.ready():
+                raise unavailable("no_engine", "No engine is up that could take the request.") from None
+            raise
+
+    def _answer(
+        self, pick: Pick, places: list[tuple[Worker, Dispatch]], subset: frozenset[str] | None
+    ) -> Answer:
+        """Note where a request goes, and say so."""
+        now = self._clock()
+        self._leave_buffer(pick)
+        pick.answered = True
+        if pick.dispatched_s is None:
+            pick.dispatched_s = now
+        worker, dispatch = places[-1]
+        endpoint = self.endpoints.at(worker, dispatch.rank)
+        headers = self._elector.headers()
+        if len(places) > 1:
+            prefill, first = places[0]
+            headers["x-prefiller-host-port"] = self.endpoints.at(prefill, first.rank)
+        else:  # behind a sidecar both engines would see one number
+            headers["x-headway-dispatch"] = str(worker.wire_number(dispatch.number))
+        if worker.ranks > 1 and worker.spec.rank_by == "header":
+            headers["x-data-parallel-rank"] = str(dispatch.rank)
+        for each, placed in places:
+            pick.instances.append(each.name)
+            pick.workers.append(each)
+            each.legs.add(pick)
+            self._expect(pick, each, placed, alone=len(places) == 1)
+        key = self._remember(_UnderWay(pick, pick, worker.spec.role, worker, endpoint, now))
+        if self._config.accounting.by == "events":
+            self._dispatched[worker.name].append((dispatch.number, key))
+        return Answer(self._with_fallbacks(endpoint, worker, subset), key, headers)
+
+    def _expect(self, pick: Pick, worker: Worker, dispatch: Dispatch, *, alone: bool) -> None:
+        """Have the pass worked out that computes the prompt, where no engine tells of it."""
+        if worker.spec.role is Role.DECODE and alone:
+            return
+        streams = self._config.accounting.by == "response" and pick.call.stream and alone
+        request = pick.request
+        worker.inference.sent(
+            request.id, dispatch.rank, dispatch.number, request.prompt_tokens, streams=streams
+        )
+
+    def _with_fallbacks(self, endpoint: str, worker: Worker, subset: frozenset[str] | None) -> str:
+        most = self._config.picker.fallbacks
+        return ",".join([endpoint, *self.endpoints.fallbacks(worker, most, subset)]) if most else endpoint
+
+    def _remember(self, under_way: _UnderWay) -> str:
+        key = f"{self._boot}-{next(self._numbers)}"
+        self._under_way[key] = under_way
+        under_way.worker.legs.add(under_way.leg)
+        return key
+
+    # Phases
+
+    def _prefill_done(self, pick: Pick) -> None:
+        if not pick.prefilled:
+            pick.prefilled = True
+            self._feed(PrefillDone(pick.request.id))
+            for worker in pick.workers:
+                worker.inference.prefilled(pick.request.id)
+
+    def _begin_phases(self, pick: Pick) -> None:
+        """Remember a request whose decode is to come."""
+        request_id = _joined_by(pick)
+        before = self._in_phases.get(request_id)
+        if before is not None:
+            self._end(before, 499)
+        self._in_phases[request_id] = pick
+
+    def _first_is_over(self, pick: Pick, *, well: bool) -> None:
+        """Note that a prefill is over; its decode may be on its way already."""
+        request_id = _joined_by(pick)
+        if self._in_phases.get(request_id) is not pick:
+            return
+        if not well:
+            del self._in_phases[request_id]
+            return
+        pick.answered = False  # a place for its decode is not Envoy's yet
+        self._prefill_done(pick)
+        self._call_at(self._clock() + self._config.limits.kv_lease_s, self._no_second, request_id, pick)
+
+    def _no_second(self, request_id: str, pick: Pick) -> None:
+        if self._in_phases.get(request_id) is pick:
+            del self._in_phases[request_id]
+            self._count_as("no_decode")
+            self._end(pick, 499)
+
+    # What becomes of it
+
+    def first_byte(self, key: str) -> None:
+        """Note that the first piece of the answer passed by."""
+        under_way = self._under_way.get(key)
+        if under_way is None or under_way.pick is None or under_way.pick.first_byte_s is not None:
+            return
+        pick = under_way.pick
+        pick.first_byte_s = self._clock()
+        under_way.worker.answered_s = pick.first_byte_s
+        if under_way.role is not Role.PREFILL:  # of a phase, that is the end
+            self._prefill_done(pick)
+
+    def tokens(self, key: str, prompt_tokens: int | None, output_tokens: int | None) -> None:
+        """Note what the engine counted."""
+        under_way = self._under_way.get(key)
+        if under_way is not None and under_way.pick is not None:
+            under_way.pick.prompt_tokens, under_way.pick.output_tokens = prompt_tokens, output_tokens
+
+    def over(self, key: str, served: Served) -> None:
+        """Note that a request is over. One that is not known (any more) is counted, that is all."""
+        under_way = self._under_way.pop(key, None)
+        if under_way is None:
+            self._count_as("unknown_key")
+            return
+        worker, pick = under_way.worker, under_way.pick
+        worker.legs.discard(under_way.leg)
+        self._judge(under_way, served)
+        if pick is None or pick.over:
+            return
+        if under_way.role is Role.PREFILL:
+            well = 0 < served.status < 400
+            self._first_is_over(pick, well=well)
+            if well:
+                return
+        if served.ttft_s is not None:
+            pick.first_byte_s = pick.request.arrival_s + served.ttft_s
+        if served.duration_s is not None:
+            pick.ended_s = pick.request.arrival_s + served.duration_s
+        self._end(pick, served.status or 499, served=served)
+
+    def doubt(self, key: str) -> None:
+        """Note that a request broke off. Its end is told, unless Envoy never read where it was to go."""
+        if key in self._under_way:
+            self._call_at(self._clock() + DOUBT_S, self._in_doubt, key)
+
+    def _in_doubt(self, key: str) -> None:
+        if key in self._under_way:
+            self.over(key, Served(0))
+
+    def reported(self, now: float, event: Event, actions: Sequence[Action]) -> None:
+        """Let an engine's report take over what it accounts for: an observer of the driver."""
+        if isinstance(event, PassEnded | Snapshot) and self._dispatched.get(event.instance):
+            self._call_at(now, self._acknowledged, event.instance, event.acknowledged)
+
+    def _acknowledged(self, instance: str, number: int) -> None:
+        waiting = self._dispatched[instance]
+        while waiting and waiting[0][0] <= number:
+            self.over(waiting.popleft()[1], Served(200))
+
+    def _judge(self, under_way: _UnderWay, served: Served) -> None:
+        """Let the answer speak for the engine, or against it."""
+        worker = under_way.worker
+        elsewhere = served.endpoint is not None and served.endpoint != under_way.endpoint
+        if elsewhere:
+            self._count_as("elsewhere")
+            if not worker.errors:
+                extra = {"instance": worker.name, "endpoint": served.endpoint}
+                log.warning("Envoy went elsewhere", extra=extra)
+            self._workers.failed(worker, f"Envoy went to {served.endpoint} instead", refused=False)
+        elif served.unreached:
+            self._workers.failed(worker, "Envoy cannot connect to it", refused=True)
+        elif served.status >= 500 and served.blame:
+            self._workers.failed(worker, f"{worker.name} answers {served.status}", refused=False)
+        elif 0 < served.status < 500:
+            worker.answered_s = self._clock()
+            self._workers.worked(worker)
+
+    def _taken_back(self, pick: Pick) -> None:
+        """The policy recalls what Envoy has (rule 2). It has its place in the policy's buffer by now."""
+        self._count_as("recalled_late")
+        self._call_at(self._clock(), self._end, pick, 499)
+
+    def _abandoned(self, pick: Pick, worker: Worker) -> None:
+        """Its engine is gone (rule 2)."""
+        if not pick.over:
+            self._end(pick, 503, served=Served(503))
+
+    def _end(
+        self, pick: Pick, status: int, error: BaseException | None = None, served: Served | None = None
+    ) -> None:
+        """Release everything a request holds, however it ended."""
+        if pick.over:
+            return
+        pick.over = True
+        self._leave_buffer(pick)
+        self.buffer.done()
+        for worker in pick.workers:
+            worker.legs.discard(pick)
+            worker.inference.gone(pick.request.id)
+        if pick.ended_s is None:
+            pick.ended_s = self._clock()
+        if isinstance(error, Refusal):
+            pick.code = error.code
+        try:
+            if not pick.refused:
+                self._feed(_last_event(pick, status, served))
+        finally:
+            self._driver.leave(pick.request.id)
+            self._on_done(pick, status)
+
+    def _leave_buffer(self, pick: Pick) -> None:
+        if pick.waits:
+            pick.waits = False
+            self._flows[pick.flow] -= 1
+            if not self._flows[pick.flow]:
+                del self._flows[pick.flow]
+            self.buffer.leave(pick.request.prompt_tokens, pick.size)
+
+    def _feed(self, event: Event) -> None:
+        self._driver.feed(event)
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        patience_s = self._config.accounting.forget_after_s
+        for key, under_way in list(self._under_way.items()):
+            if now - under_way.since_s < patience_s:
+                break  # they are in order of time
+            self._count_as("forgotten")
+            self.over(key, Served(0))
+        self._sweeper = self._call_at(now + SWEEP_S, self._sweep)
+
+    def _role_of(self, instance: str) -> Role | None:
+        worker = self._workers.get(instance)
+        return None if worker is None else worker.spec.role
+
+
+def _last_event(pick: Pick, status: int, served: Served | None) -> Event:
+    if served is None or status == 499 or 400 <= status < 500:
+        return Cancelled(pick.request.id)
+    if status >= 500:
+        return Failed(pick.request.id, f"it was answered {status}", retry=False)
+    return Finished(pick.request.id, pick.output_tokens or 0)
+
+
+def _joined_by(pick: Pick) -> str:
+    """Return the id that both phases of a request carry."""
+    return pick.request.id.rpartition("-")[0]

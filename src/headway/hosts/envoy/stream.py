@@ -1,0 +1,316 @@
+"""Speaks with Envoy about one HTTP request: an ext_proc stream from its first message to its end.
+
+FULL_DUPLEX_STREAMED   headers and body come, nothing is answered before it is known where to; then the answer
+                       to the headers names the place, and the body goes back in the pieces that came.
+BUFFERED               headers are answered at once, the body comes whole, and its answer names the place.
+                       Envoy keeps the body, and its `message_timeout` runs: it is asked for more time.
+no body                the answer to the headers names the place.
+
+Rule 1. An error of the client's is an ImmediateResponse with OpenAI's error shape; one of Envoy's ends the
+        stream with a gRPC status, which Envoy turns into a 500 or lets pass (`failure_mode_allow`).
+Rule 2. A stream that is cancelled before its answer is a client that went away: the request is withdrawn.
+Rule 3. While a request is held no message of Envoy's is kept, and of the body only what goes back.
+"""
+
+import asyncio
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from itertools import count
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import grpc
+
+from headway.core.events import Role
+from headway.front.errors import Refusal, bad_request
+from headway.front.requests import (
+    GENERATIONS,
+    Call,
+    check_passed_on,
+    plain_path,
+    read_call,
+    read_targets,
+    targets_for_engines,
+)
+from headway.hosts.envoy.accounting import AnswerAccount, headers_of
+from headway.hosts.envoy.config import EppConfig, ObjectiveSpec
+from headway.hosts.envoy.messages import BUFFERED, FULL_DUPLEX_STREAMED
+from headway.hosts.envoy.picks import Answer, Picks, Served
+from headway.hosts.envoy.replies import SUBSET, SUBSET_NAMESPACE, Replies
+
+__all__ = ["Context", "Streams"]
+
+PROFILE_HEADER = "epp-profile"
+FLOW_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+OBJECTIVE_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
+#: A flow's id is the client's text, and kept while it is held.
+MOST_FLOW = 128
+
+_SOUND_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_ENDPOINT = re.compile(r"(\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
+_PHASES = {"prefill": Role.PREFILL, "decode": Role.DECODE}
+
+
+class Context(Protocol):
+    """What is used of grpc.aio's context."""
+
+    async def read(self) -> Any:
+        """Return the next message; something without `WhichOneof` at the end."""
+
+    async def write(self, message: Any) -> None:
+        """Send a message."""
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> None:
+        """End the stream with a status."""
+
+
+class _ProtocolError(Exception):
+    """Envoy is not set up as it has to be, or is no Envoy."""
+
+
+class Streams:
+    """Serves ext_proc streams. `refused(path, request_id, refusal)` hears of requests refused at the door."""
+
+    def __init__(self, config: EppConfig, picks: Picks, refused: Callable[[str, str, Refusal], None]) -> None:
+        self._config = config
+        self._picks = picks
+        self._refused = refused
+        self._boot = secrets.token_hex(4)
+        self._numbers = count(1)
+        self.open = 0
+
+    async def process(self, _: AsyncIterator[Any], context: Context) -> None:
+        """Serve one stream: the handler of `ExternalProcessor.Process`."""
+        self.open += 1
+        try:
+            await _Stream(self._config, self._picks, context, self._refused, self._name).run()
+        except _ProtocolError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        finally:
+            self.open -= 1
+
+    def _name(self) -> str:
+        return f"req-{self._boot}-{next(self._numbers)}"
+
+
+class _Stream:
+    def __init__(
+        self,
+        config: EppConfig,
+        picks: Picks,
+        context: Context,
+        refused: Callable[[str, str, Refusal], None],
+        name: Callable[[], str],
+    ) -> None:
+        self._config = config
+        self._picks = picks
+        self._context = context
+        self._refused = refused
+        self._name = name
+        self._replies = Replies()
+        self._full_duplex = self._answer_full_duplex = True
+
+    async def run(self) -> None:
+        """Answer the request, then see its answer by."""
+        first = await self._next()
+        if first is None:
+            return
+        if first.WhichOneof("kind") != "request_headers":
+            raise _ProtocolError("an ext_proc stream begins with request_headers")
+        self._set_modes(first)
+        headers = headers_of(first.request_headers.headers)
+        try:
+            subset = _subset(first.metadata_context)
+            ends = first.request_headers.end_of_stream
+            del first  # nothing of Envoy's is kept while it is held
+            answer = await self._answer(headers, subset, ends)
+        except Refusal as refusal:
+            path = headers.get(":path", "")
+            self._refused(path, headers.get("x-request-id", ""), refusal)
+            await self._context.write(self._replies.refusal(refusal))
+            return
+        await self._see_by(answer)
+
+    def _set_modes(self, first: Any) -> None:
+        """Take in how Envoy sends bodies."""
+        modes = first.protocol_config
+        default = BUFFERED if self._config.picker.body_mode == "buffered" else FULL_DUPLEX_STREAMED
+        mode = modes.request_body_mode if first.HasField("protocol_config") else default
+        ends = first.request_headers.end_of_stream
+        if mode not in (BUFFERED, FULL_DUPLEX_STREAMED) and not ends:
+            raise _ProtocolError(
+                "processing_mode.request_body_mode must be FULL_DUPLEX_STREAMED or BUFFERED: a body is needed"
+            )
+        self._full_duplex = mode == FULL_DUPLEX_STREAMED
+        self._answer_full_duplex = modes.response_body_mode == FULL_DUPLEX_STREAMED
+
+    # The request
+
+    async def _answer(self, headers: Mapping[str, str], subset: frozenset[str] | None, ends: bool) -> str:
+        """Decide where the request goes and tell Envoy; return its key."""
+        path = headers.get(":path", "").partition("?")[0]
+        generates = headers.get(":method") == "POST" and plain_path(unquote(path)) in GENERATIONS
+        phase = _phase(headers) if self._config.picker.handover == "phases" else None
+        if ends:
+            if generates:
+                raise bad_request("The request has no body.", code="invalid_json")
+            answer = self._picks.aside(phase, subset)
+            await self._tell(answer, [self._replies.destination(answer, {}, at_body=False)])
+            return answer.key
+        if not self._full_duplex:
+            await self._context.write(self._replies.go_on())
+        pieces, trailers = await self._read_body()
+        if generates:
+            answer, passed = await self._hold(headers, plain_path(unquote(path)), pieces, phase, subset)
+        else:
+            check_passed_on(b"".join(pieces))
+            answer, passed = self._picks.aside(phase, subset), {}
+        at_body = not self._full_duplex
+        replies = [self._replies.destination(answer, passed, at_body=at_body)]
+        if self._full_duplex:
+            replies += self._replies.body(pieces, ends=not trailers)
+        if trailers:
+            replies.append(self._replies.trailers())
+        del pieces
+        await self._tell(answer, replies)
+        return answer.key
+
+    async def _tell(self, answer: Answer, replies: list[Any]) -> None:
+        """Send what takes a request on its way. What was not said, nobody will tell the end of."""
+        try:
+            for reply in replies:
+                await self._context.write(reply)
+        except BaseException:
+            self._picks.over(answer.key, Served(0))
+            raise
+
+    async def _read_body(self) -> tuple[list[bytes], bool]:
+        """Return the pieces of the body, and whether trailers came after it. Raises Refusal (413, 408)."""
+        limits = self._config.limits
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(limits.body_timeout_s) as timer:
+                while True:
+                    message = await self._next()
+                    kind = None if message is None else message.WhichOneof("kind")
+                    if kind == "request_trailers":
+                        return pieces, True
+                    if kind != "request_body":
+                        raise _ProtocolError("a request's body is missing")
+                    piece = message.request_body
+                    size += len(piece.body)
+                    if size > limits.max_body_bytes:
+                        most = limits.max_body_bytes
+                        raise Refusal(413, "body_too_large", f"The body is larger than {most} bytes.")
+                    if piece.body:
+                        pieces.append(piece.body)
+                    if piece.end_of_stream or not self._full_duplex:
+                        return pieces, False
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            message = f"No complete body in {limits.body_timeout_s:g} s."
+            raise Refusal(408, "body_timeout", message) from None
+
+    async def _hold(
+        self,
+        headers: Mapping[str, str],
+        path: str,
+        pieces: list[bytes],
+        phase: Role | None,
+        subset: frozenset[str] | None,
+    ) -> tuple[Answer, dict[str, str]]:
+        """Hold a generation until it has its place; return that, and headers for the engine."""
+        if "content-encoding" in headers:
+            raise Refusal(400, "content_encoding", "A compressed body is not accepted.")
+        objective = self._objective(headers)
+        slo, priority = read_targets(headers, objective.over(self._config.slo).slo())
+        if "x-priority" not in headers:
+            priority = objective.priority
+        call = _read(path, pieces, phase)
+        size = sum(map(len, pieces))
+        if not self._full_duplex:
+            pieces.clear()  # Envoy has it
+        request_id, passed = self._request_id(headers), targets_for_engines(headers)
+        if phase is Role.DECODE:
+            del call
+            await self._ask_for_time()
+            return await self._picks.second(request_id, subset), passed
+        beside = self._picks.within(subset, phase)
+        if beside is not None:
+            return beside, passed
+        flow = next((headers[each][:MOST_FLOW] for each in FLOW_HEADERS if each in headers), "")
+        await self._ask_for_time()
+        pick = await self._picks.take_in(call, request_id, slo, priority, size=size, flow=flow)
+        del call  # its body and texts: none of it is needed any more
+        return await self._picks.hold(pick, phase, subset), passed
+
+    async def _ask_for_time(self) -> None:
+        """Where Envoy's clock runs, ask it to wait as long as a request may be held."""
+        if not self._full_duplex:
+            await self._context.write(self._replies.more_time(self._config.limits.queue_timeout_s + 1.0))
+
+    def _objective(self, headers: Mapping[str, str]) -> ObjectiveSpec:
+        name = next((headers[each] for each in OBJECTIVE_HEADERS if each in headers), None)
+        return self._config.objectives.get(name or "", ObjectiveSpec())
+
+    def _request_id(self, headers: Mapping[str, str]) -> str:
+        given = headers.get("x-request-id")
+        return given if given is not None and _SOUND_ID.fullmatch(given) else self._name()
+
+    # Its answer
+
+    async def _see_by(self, key: str) -> None:
+        """Let the engine's answer pass, where it comes by here, until the stream ends."""
+        account = AnswerAccount(self._picks, key) if self._config.accounting.by == "response" else None
+        try:
+            while (message := await self._next()) is not None:
+                reply = self._replies.response(message, full_duplex=self._answer_full_duplex)
+                if reply is not None:
+                    await self._context.write(reply)
+                if account is not None:
+                    account.hear(message)
+        except asyncio.CancelledError:
+            self._picks.doubt(key)
+            raise
+        finally:
+            if account is not None:
+                account.end()
+
+    async def _next(self) -> Any:
+        message = await self._context.read()
+        return message if hasattr(message, "WhichOneof") else None
+
+
+def _read(path: str, pieces: list[bytes], phase: Role | None) -> Call:
+    """Read a body; that of a phase may hold what a coordinator hands over."""
+    return read_call(path, pieces[0] if len(pieces) == 1 else b"".join(pieces), steered=phase is not None)
+
+
+def _phase(headers: Mapping[str, str]) -> Role | None:
+    return _PHASES.get(headers.get(PROFILE_HEADER, "").strip().lower())
+
+
+def _subset(metadata: Any) -> frozenset[str] | None:
+    """Read a subset hint: a list, or text with commas. Raises Refusal (400) for what is neither."""
+    if SUBSET_NAMESPACE not in metadata.filter_metadata:
+        return None
+    fields = metadata.filter_metadata[SUBSET_NAMESPACE].fields
+    if SUBSET not in fields:
+        return None
+    value = fields[SUBSET]
+    kind = value.WhichOneof("kind")
+    if kind == "list_value":
+        endpoints = [each.string_value for each in value.list_value.values]
+    elif kind == "string_value":
+        endpoints = value.string_value.split(",") if value.string_value else []
+    else:
+        raise bad_request(f"The metadata {SUBSET} must be a list of ip:port.", param=SUBSET)
+    for endpoint in endpoints:
+        if not _ENDPOINT.fullmatch(endpoint.strip()):
+            raise bad_request(
+                f"The metadata {SUBSET} has {endpoint[:60]!r}, which is no ip:port.", param=SUBSET
+            )
+    return frozenset(endpoint.strip() for endpoint in endpoints)

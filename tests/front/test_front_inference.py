@@ -1,0 +1,172 @@
+"""Passes worked out from first bytes, in literal times."""
+
+import json
+
+import pytest
+from test_front_driver import VirtualClock
+
+from headway.core.events import PassEnded
+from headway.front.inference import FIRST_PASS_S, FIRST_TOKEN_S, Inference
+from headway.front.scrape import read_loads, read_metrics
+from headway.front.usage import Tail, Usage, usage_of
+
+
+class Instance:
+    name, ranks, chunk_tokens, epoch = "engine-0", 2, 1000, 4
+
+    def __init__(self):
+        self.sequence = 0
+
+    def next_sequence(self):
+        self.sequence += 1
+        return self.sequence
+
+
+class Bench:
+    def __init__(self, gather_s=0.01):
+        self.clock, self.passes, self.assumed = VirtualClock(), [], []
+        self.inference = Inference(
+            Instance(),
+            self.passes.append,
+            self.assumed.append,
+            clock=self.clock.time,
+            call_at=self.clock.call_at,
+            gather_s=gather_s,
+        )
+
+    def at(self, now):
+        self.clock.advance(now, inclusive=True)
+        return self.inference
+
+
+def test_first_bytes_close_together_are_one_pass():
+    bench = Bench()
+    bench.at(1.0).sent("a", 0, 1, 300, streams=True)
+    bench.at(1.0).sent("b", 1, 2, 200, streams=True)
+    bench.at(1.1).sent("c", 0, 3, 500, streams=True)
+    bench.at(1.2).prefilled("a")
+    bench.at(1.205).prefilled("b")
+    bench.at(1.5).prefilled("c")
+    bench.at(2.0)
+    first, second = bench.passes
+    assert first == PassEnded("engine-0", 4, 1, 2, pytest.approx(0.2), (300, 200))
+    assert second == PassEnded("engine-0", 4, 2, 3, pytest.approx(0.3), (500, 0))  # since the pass before
+
+
+def test_the_last_first_byte_of_an_instance_does_not_wait_for_others():
+    bench = Bench()
+    bench.at(1.0).sent("a", 0, 1, 300, streams=True)
+    bench.at(1.2).prefilled("a")
+    bench.at(1.2)
+    assert len(bench.passes) == 1
+
+
+def test_a_prompt_longer_than_the_chunk_took_several_passes():
+    bench = Bench()
+    bench.at(1.0).sent("a", 0, 1, 2500, streams=True)
+    bench.at(1.9).prefilled("a")
+    bench.at(2.0)
+    assert bench.passes == [PassEnded("engine-0", 4, 1, 1, pytest.approx(0.3), (834, 0))]
+
+
+def test_what_was_withdrawn_teaches_nothing_but_that_it_is_gone():
+    bench = Bench()
+    bench.at(1.0).sent("a", 0, 1, 300, streams=True)
+    bench.at(1.3).gone("a")
+    bench.at(2.0)
+    assert bench.passes == [PassEnded("engine-0", 4, 1, 1, 0.0, (0, 0))]
+
+
+def test_an_answer_that_does_not_stream_is_taken_as_prefilled_after_a_while():
+    bench = Bench()
+    bench.at(1.0).sent("a", 0, 1, 1000, streams=False)
+    bench.at(1.0 + FIRST_PASS_S + 1000 * FIRST_TOKEN_S - 0.001)
+    assert not bench.assumed
+    bench.at(1.2)
+    assert bench.assumed == ["a"] and len(bench.passes) == 1
+    bench.at(5.0).prefilled("a")  # its real end changes nothing
+    bench.at(6.0)
+    assert len(bench.passes) == 1
+
+
+def test_a_snapshot_accounts_for_what_was_sent_well_before_it():
+    bench = Bench()
+    bench.at(1.0).sent("a", 0, 1, 300, streams=True)
+    bench.at(2.0).sent("b", 0, 2, 300, streams=True)
+    told = bench.inference.snapshot(2.01, running=(1, 0))
+    assert (told.acknowledged, told.busy, told.running, told.queued_tokens) == (1, True, (1, 0), None)
+
+
+def test_vllms_metrics_by_rank():
+    text = "\n".join(
+        f'{name}{{engine="{rank}",model_name="m"}} {value + rank}'
+        for name, value in (("vllm:num_requests_running", 3.0), ("vllm:num_requests_waiting", 0.0))
+        for rank in range(2)
+    )
+    load = read_metrics(text + '\nvllm:kv_cache_usage_perc{engine="0"} 0.25\nvllm:x{engine="z"} y', 2)
+    assert (load.running, load.waiting, load.kv_usage) == ((3, 4), (0, 1), None)
+
+
+def test_sglangs_loads_and_what_is_none():
+    body = (
+        b'{"loads":[{"dp_rank":1,"num_running_reqs":2,"num_waiting_reqs":0},'
+        b'{"dp_rank":0,"num_running_reqs":1}]}'
+    )
+    load = read_loads(body, 2)
+    assert (load.running, load.waiting) == ((1, 2), None)
+    assert read_loads(b"<html>", 2) is None and read_loads(body, 3) is None
+
+
+def test_usage_at_the_end_of_an_answer_or_stream_else_events_are_counted():
+    assert usage_of(b'{"usage":{"prompt_tokens":5,"completion_tokens":2}}') == Usage(5, 2)
+    assert usage_of(b"nonsense") == Usage(None, None)
+    tail = Tail()
+    for chunk in (b'data: {"a":1}\n\n' * 5, b"data: [DONE]\n\n"):
+        tail.add(chunk)
+    assert tail.complete and tail.usage() == Usage(None, 5)
+    split = Tail()
+    split.add(b'data: {"choices":[],"usage":{"prompt_to')
+    split.add(b'kens":5,"completion_tokens":2}}\n\ndata: [DONE]\n\n')
+    assert split.usage() == Usage(5, 2)
+
+
+def stream(*events):
+    """Count the tokens of a stream without usage, whole and piece by piece."""
+    data = [b"data: " + event.encode() + b"\n\n" for event in (*events, "[DONE]")]
+    whole, pieces = Tail(), Tail()
+    whole.add(b"".join(data))
+    for piece in data:
+        pieces.add(piece)
+    assert whole.usage() == pieces.usage()
+    return pieces.usage().output_tokens
+
+
+def event(reason="null", **delta):
+    return json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+
+
+ROLE = event(role="assistant", content="")
+
+
+def test_the_role_alone_is_no_token():
+    assert stream(ROLE, event(content="a"), event(content="b", reason="length")) == 2
+    assert stream(event(content="a", role="assistant"), event(content="b", role="assistant")) == 2
+    assert stream(ROLE) == 0
+
+
+def test_vllms_last_token_may_be_without_text():
+    assert stream(ROLE, event(content="a"), event(content=""), event(content="", reason="stop")) == 3
+
+
+def test_sglangs_reason_to_stop_is_no_token():
+    nulls = {"role": None, "content": None, "reasoning_content": None, "tool_calls": None}
+    token = nulls | {"content": "a"}
+    assert stream(ROLE, event(**token), event(**token), event(**nulls, reason="length")) == 2
+    assert stream(ROLE, event(reasoning_content="a"), event(reasoning_content=None, reason="stop")) == 1
+    assert stream(ROLE, event(tool_calls=[{"index": 0}]), event(reason="tool_calls")) == 1
+
+
+def test_a_text_completion_has_no_role_and_no_separate_end():
+    text = json.dumps({"choices": [{"text": "a", "finish_reason": None}]})
+    assert stream(text, text, json.dumps({"choices": [{"text": "", "finish_reason": "stop"}]})) == 3
+    assert stream(text, text, json.dumps({"choices": []})) == 2
