@@ -56,7 +56,7 @@ from headway.wire.subscriber import Subscriber
 from headway.workload import Item, Workload, load_trace, make_items, parametric
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "engine"))  # its servers and models
-from front import BLOCK_TOKENS, Place, place
+from doors import BLOCK_TOKENS, Place, place
 from models import tiny_moe
 from servers import Engine, serving
 
