@@ -2,7 +2,6 @@
 
     make test-engine                                                  # once: prepares .venv-vllm
     python -m benchmarks.vllm_fair run --trace FILE --rounds 3 --out out
-    python -m benchmarks.vllm_fair capacity --trace FILE --out out    # each scheduler's own capacity
     python -m benchmarks.vllm_fair saturation --trace FILE --out out  # tokens/s when it never runs dry
     python -m benchmarks.vllm_fair report --out out                   # of all that was run into that folder
 
@@ -12,9 +11,10 @@ trace's prompts take the seconds there that they would take on that GPU. Arrival
 seed r: within a round all contenders get the very same requests, in turning order. The engine has one core,
 its front end and this client the other.
 
-Capacity is the highest rate at which 90% (99%) of the requests meet both targets; loads are fractions of
-that of the better stock scheduler at 90% (`run` finds it unless `--capacity` gives it). Each run is appended
-to OUT/vllm_fair.jsonl with all its requests, so that a run cut short loses nothing and more rounds add up.
+Capacity is the highest rate at which 90% (99%) of the requests meet both targets, read off the runs at all
+rates: every scheduler got the same requests there. Loads are fractions of that of the better stock scheduler
+at 90%; `run` chooses its rates by a rough search for it, or by `--capacity`. Each run is appended to
+OUT/vllm_fair.jsonl with all its requests, so that a run cut short loses nothing and more rounds add up.
 """
 
 import argparse
@@ -52,6 +52,8 @@ LAX = {"slo_ttft_ms": 600_000, "slo_tpot_ms": 60_000}
 #: Attainments that a capacity is told at; loads are fractions of that at the first.
 SHARES = (0.9, 0.99)
 RECORD = "vllm_fair.jsonl"
+#: Rounds from here on are of the search: single runs, told but not shown.
+SEARCH = 90
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -158,7 +160,7 @@ class Bench:
         low, high = self._given.least, self._given.most
         for probe in range(probes):
             rps = (low * high) ** 0.5
-            best = max(self.run(name, "poisson", rps, 90 + probe % 2).attainment for name in contenders)
+            best = max(self.run(name, "poisson", rps, SEARCH + probe % 2).attainment for name in contenders)
             low, high = (rps, high) if best >= share else (low, rps)
         return (low * high) ** 0.5
 
@@ -228,15 +230,6 @@ def measure(given: argparse.Namespace, workload: Workload) -> None:
                     bench.run(name, arrivals, load * whole, number)
 
 
-def capacities(given: argparse.Namespace, workload: Workload) -> None:
-    """Search the edge of every contender, at each share."""
-    with served(given, workload) as bench:
-        for share in SHARES:
-            for name in bench.contenders:
-                edge = bench.edge([name], share, given.probes)
-                print(f"{name}: {share:.0%} in SLO up to about {edge:.2f} requests/s", flush=True)
-
-
 def saturation(given: argparse.Namespace, workload: Workload) -> None:
     """Tokens/s in a closed loop: with targets that bind nothing, and with those of the requests."""
     with served(given, workload) as bench:
@@ -286,7 +279,7 @@ def read_record(path: Path) -> list[Measured]:
 
 def report(given: argparse.Namespace, workload: Workload) -> None:
     """Show a table and write a figure of all that was run into the folder."""
-    runs = read_record(given.out / RECORD)
+    runs = [run for run in read_record(given.out / RECORD) if run.round < SEARCH]
     slo = runs[0].outcomes[0].slo
     title = (
         f"vLLM on the CPU, tiny Llama, {workload.name} × {given.scale:g}, "
@@ -315,12 +308,10 @@ def grid(runs: Sequence[Measured], whole: float, title: str) -> Grid:
     columns += [Column(f"TPOT {q}", "ms") for q in ("p50", "p99")]
     columns += [Column("TTFT met"), Column("TPOT met"), Column("in SLO"), Column("goodput", "rps")]
     rows = []
-    cases = sorted({(m.arrivals, m.rps) for m in runs if m.round < 90})
+    cases = sorted({(m.arrivals, m.rps) for m in runs})
     for arrivals, rps in cases:
         for name in dict.fromkeys(m.contender for m in runs):
-            own = [
-                m for m in runs if (m.arrivals, m.rps, m.contender) == (arrivals, rps, name) and m.round < 90
-            ]
+            own = [m for m in runs if (m.arrivals, m.rps, m.contender) == (arrivals, rps, name)]
             if own:
                 rows.append((arrivals, f"{rps / whole:.2f}", name, *_cells(own)))
     return Grid(title, tuple(columns), tuple(rows), caption="means over rounds, ± half of their span")
@@ -399,11 +390,10 @@ def figure(runs: Sequence[Measured], whole: float, title: str) -> Figure:
         ("P99 TTFT, s", lambda m: _at(_ttfts_s([m]), 99)),
         ("P99 TPOT, ms", lambda m: 1e3 * _at(_tpots_s([m]), 99)),
     ]
-    table = [m for m in runs if m.round < 90]
-    names = list(dict.fromkeys(m.contender for m in table))
+    names = list(dict.fromkeys(m.contender for m in runs))
     for axes, (label, value) in zip(drawn.subplots(1, 3), shown, strict=True):
-        for name, arrivals in dict.fromkeys((m.contender, m.arrivals) for m in table):
-            own = [m for m in table if (m.contender, m.arrivals) == (name, arrivals)]
+        for name, arrivals in dict.fromkeys((m.contender, m.arrivals) for m in runs):
+            own = [m for m in runs if (m.contender, m.arrivals) == (name, arrivals)]
             rates = sorted({m.rps for m in own})
             found = [[value(m) for m in own if m.rps == rps] for rps in rates]
             colour = _COLOURS[names.index(name) % len(_COLOURS)]
@@ -447,7 +437,7 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-WHAT = {"run": measure, "capacity": capacities, "saturation": saturation, "report": report}
+WHAT = {"run": measure, "saturation": saturation, "report": report}
 
 
 def main() -> None:
