@@ -179,7 +179,11 @@ def test_a_picker_killed_in_mid_hold_is_a_500_and_the_engine_never_hears_of_it(n
                 child.kill()
                 assert await asking == 500
                 assert engine.requests == []
-                # Without a picker an open Envoy goes on by itself, a closed one does not.
-                assert await asked(envoy) == (200 if name == "override-host" else 500)
+                # When Envoy knows that it has no picker an open one goes on by itself, a closed one does not.
+                last = 200 if name == "override-host" else 500
+                seen = [await asked(envoy)]
+                while seen[-1] != last:
+                    assert seen[-1] == 500 and len(seen) < 500, seen
+                    seen.append(await asked(envoy))
 
     run(test())

@@ -115,9 +115,7 @@ class _Stream:
     async def run(self) -> None:
         """Answer the request, then see its answer by."""
         first = await self._next()
-        if first is None:
-            return
-        if first.WhichOneof("kind") != "request_headers":
+        if first is None or first.WhichOneof("kind") != "request_headers":
             raise _ProtocolError("an ext_proc stream begins with request_headers")
         self._set_modes(first)
         headers = headers_of(first.request_headers.headers)
