@@ -76,12 +76,13 @@ class Recorder:
         self.stream.append((now, event))
 
 
-def replay(stream: Stream, requests: int, runs: int = 2, policy: str = POLICY) -> Replay:
-    """Hand a stream to fresh policies and return the cheapest run."""
-    return min((_replay(stream, requests, policy) for _ in range(runs)), key=lambda run: run.total_s)
+def replay(stream: Stream, from_s: float, until_s: float, runs: int = 2, policy: str = POLICY) -> Replay:
+    """Hand a stream to fresh policies and return the cheapest run, of which a span of time counts."""
+    heard = [(now, event) for now, event in stream if now <= until_s]
+    return min((_replay(heard, from_s, policy) for _ in range(runs)), key=lambda run: run.total_s)
 
 
-def _replay(stream: Stream, requests: int, spec: str) -> Replay:
+def _replay(stream: Stream, from_s: float, spec: str) -> Replay:
     policy = create_cluster(spec, disaggregated=True, rng=random.Random("0/policy"))
     spent: Counter[str] = Counter()
     count: Counter[str] = Counter()
@@ -92,9 +93,12 @@ def _replay(stream: Stream, requests: int, spec: str) -> Replay:
         began_ns = process_time_ns()
         policy.handle(event, now)
         policy.wake_at()
-        spent[kind] += process_time_ns() - began_ns - idle_ns
-        count[kind] += 1
-    return Replay(requests, stream[-1][0] - stream[0][0], {k: v / 1e9 for k, v in spent.items()}, dict(count))
+        spent_ns = process_time_ns() - began_ns - idle_ns
+        if now >= from_s:
+            spent[kind] += spent_ns
+            count[kind] += 1
+    in_s = {kind: total_ns / 1e9 for kind, total_ns in spent.items()}
+    return Replay(count["Arrived"], stream[-1][0] - from_s, in_s, dict(count))
 
 
 def _clock_ns() -> int:
@@ -118,7 +122,7 @@ def _kind(event: Event) -> str:
 def of_policy() -> list[Figure]:
     found = []
     for units in UNITS:
-        done = at_load(units, "azure-conv", load=0.8, requests=4_000)
+        done = at_load(units, "azure-conv", load=0.8, seconds=10.0)
         kinds = ("Arrived", "PrefillDone", "Finished", "pass of 8 ranks", "pass of 32 ranks")
         parts = ", ".join(f"{kind} {done.each_us(kind):.0f}" for kind in kinds)
         case = f"{UNIT_RANKS * units:,} ranks, {done.requests / done.duration_s:,.0f} requests/s"
@@ -127,14 +131,15 @@ def of_policy() -> list[Figure]:
     return found
 
 
-def at_load(units: int, workload: str, *, load: float, requests: int) -> Replay:
-    """Simulate a cluster and replay what its policy heard."""
+def at_load(units: int, workload: str, *, load: float, seconds: float) -> Replay:
+    """Simulate a cluster and replay what its policy heard; the second half counts."""
     cluster, source = cluster_of(units), parametric(workload)
     capacity = nominal_capacity_rps(cluster, source.mean_prompt_tokens, source.mean_output_tokens)
-    items = make_items(source, rps=load * capacity, arrivals="poisson", requests=requests, seed=0)
+    rps = load * capacity
+    items = make_items(source, rps=rps, arrivals="poisson", requests=round(rps * seconds), seed=0)
     recorder = Recorder()
     simulate(cluster, items, POLICY, "vllm-v1", observers=[recorder])
-    return replay(recorder.stream, requests)
+    return replay(recorder.stream, seconds / 2, items[-1].arrival_s)
 
 
 # The end of a pass

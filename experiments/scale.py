@@ -65,9 +65,11 @@ def shard(units: int, policy: str, seconds: float, per_rank_rps: float) -> tuple
     result = simulate(cluster_of(units), items, policy, "vllm-v1", seed=units, observers=[recorder])
     late = [outcome for outcome in result.outcomes if outcome.arrival_s >= seconds / 2]
     run = summarise(late, policy=policy, batch="vllm-v1", load=None, rps=rps, seed=units)
-    steady = [(now, event) for now, event in recorder.stream if now <= items[-1].arrival_s]
-    cost = replay(steady, requests, policy=policy)
-    passes = [event for _, event in steady if isinstance(event, PassEnded)]
+    half_s, end_s = seconds / 2, items[-1].arrival_s
+    cost = replay(recorder.stream, half_s, end_s, policy=policy)
+    passes = [
+        event for now, event in recorder.stream if half_s <= now <= end_s and isinstance(event, PassEnded)
+    ]
     passes_s = len(passes) / cost.duration_s
     wire_share = passes_s * wire_s(passes)
     share = cost.total_s / cost.duration_s
@@ -81,7 +83,7 @@ def shard(units: int, policy: str, seconds: float, per_rank_rps: float) -> tuple
         f"{1e3 * run.tpot_s['mean']:.1f}",
         f"{run.slo_attainment:.3f}",
         f"{passes_s:,.0f}",
-        f"{1e6 * cost.total_s / requests:.0f}",
+        f"{1e6 * cost.total_s / cost.requests:.0f}",
         f"{100 * share:.1f}%",
         f"{100 * wire_share:.1f}%",
         f"{shards * (share + wire_share):.1f}",

@@ -25,7 +25,7 @@ class Gate(PoolPolicy):
             self._dispatch(waiting, rank, now, "let go")
 
     def wake_at(self):
-        first = self.buffer.first()
+        ends_s, first = super().wake_at(), self.buffer.first()
         if first is None or not self.shut or not self.ledger.ranks:
-            return super().wake_at()
-        return first.since_s + self.settings.hold_s
+            return ends_s
+        return min(ends_s, first.since_s + self.settings.hold_s)

@@ -10,7 +10,13 @@ from parts import TINY, AbortedError, Envoy, Stage
 from headway.core.actions import Recall
 from headway.core.events import Cancelled, Failed, Finished, PrefillDone
 from headway.front.requests import Call
-from headway.hosts.envoy.messages import BUFFERED, STREAMED, ProcessingRequest
+from headway.hosts.envoy.accounting import AccessLogs
+from headway.hosts.envoy.messages import (
+    BUFFERED,
+    STREAMED,
+    ProcessingRequest,
+    StreamAccessLogsMessage,
+)
 from headway.hosts.envoy.picks import Served
 from headway.testing import pass_ended
 
@@ -325,17 +331,74 @@ def test_a_request_nobody_tells_of_is_given_up_after_a_time():
     run(test())
 
 
-def test_a_stream_that_breaks_off_after_its_answer_is_over_unless_the_log_says_so_first():
+def test_a_stream_that_is_reset_after_its_answer_says_nothing_and_the_log_knows_envoys_id():
     async def test():
         stage = Stage()
-        envoy = held_one(stage)
+        envoy = Envoy(stage)
+        envoy.headers(x_request_id="envoys-own")
+        envoy.body()
         await envoy.turn()
         envoy.task.cancel()
         await asyncio.gather(envoy.task, return_exceptions=True)
         assert stage.picks.under_way == 1
-        stage.clock.advance(5.0)
+        logs = AccessLogs(stage.picks)
+        logs.hear(StreamAccessLogsMessage(http_logs={"log_entry": [{"request": {"request_id": "other"}}]}))
+        assert stage.picks.under_way == 1
+        logs.hear(
+            StreamAccessLogsMessage(http_logs={"log_entry": [{"request": {"request_id": "envoys-own"}}]})
+        )
         stage.nothing_left()
         assert [status for _, status in stage.done] == [499]
+
+    run(test())
+
+
+def entry(key, **common):
+    namespaces = {"headway": {"key": key}} | common.pop("metadata", {})
+    message = StreamAccessLogsMessage()
+    told = message.http_logs.log_entry.add(
+        common_properties=common, response={"response_code": {"value": 200}}
+    )
+    for namespace, values in namespaces.items():
+        told.common_properties.metadata.filter_metadata[namespace].update(values)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("common", "status"),
+    [
+        ({}, 200),
+        ({"response_flags": {"downstream_connection_termination": True}}, 499),
+        ({"response_flags": {"upstream_connection_termination": True}}, 502),
+        ({"response_flags": {"upstream_protocol_error": True}}, 502),
+        ({"intermediate_log_entry": True}, None),
+    ],
+)
+def test_an_entry_of_the_log_tells_how_it_ended(common, status):
+    async def test():
+        stage = Stage()
+        envoy = held_one(stage)
+        await envoy.turn()
+        await envoy.end()
+        AccessLogs(stage.picks).hear(entry(envoy.destination[2], **common))
+        assert [status for _, status in stage.done] == ([] if status is None else [status])
+
+    run(test())
+
+
+def test_the_log_says_when_the_answer_began_and_who_served():
+    async def test():
+        stage = Stage()
+        envoy = held_one(stage)
+        await envoy.turn()
+        await envoy.end()
+        times = {"time_to_first_upstream_rx_byte": {"nanos": 250_000_000}, "duration": {"seconds": 2}}
+        address = {"socket_address": {"address": "10.0.0.1", "port_value": 8000}}
+        said = entry(envoy.destination[2], **times, upstream_remote_address=address)
+        AccessLogs(stage.picks).hear(said)
+        ((over, _),) = stage.done
+        assert (over.first_byte_s, over.ended_s) == (0.25, 2.0)
+        assert stage.oddities["elsewhere"] == 1 and stage.workers.blamed == [("e0", False)]
 
     run(test())
 

@@ -1,8 +1,9 @@
 """Finds out which requests are over, and how: from Envoy's gRPC access log, or answers that come by.
 
-An entry of the log names its request by dynamic metadata that the picker's answer set; one without was
-refused here, or never came here. Entries written in mid-stream are skipped. Envoy sends them in batches: it
-should flush often (`buffer_flush_interval`), for until then the request's load is reserved.
+An entry of the log names its request by dynamic metadata that the picker's answer set. One without was
+refused here, or broke off while the answer was on its way: then Envoy's own id of it tells. Entries written
+in mid-stream are skipped. Envoy sends them in batches: it should flush often (`buffer_flush_interval`), for
+until then the request's load is reserved.
 """
 
 import asyncio
@@ -43,16 +44,23 @@ class AccessLogs:
 
     async def _read(self, messages: AsyncIterator[Any]) -> None:
         async for message in messages:
-            for entry in message.http_logs.log_entry:
-                self._hear(entry)
+            self.hear(message)
+
+    def hear(self, message: Any) -> None:
+        """Take in a batch of entries."""
+        for entry in message.http_logs.log_entry:
+            self._hear(entry)
 
     def _hear(self, entry: Any) -> None:
         common = entry.common_properties
         metadata = common.metadata.filter_metadata
-        if common.intermediate_log_entry or KEY_NAMESPACE not in metadata:
+        if common.intermediate_log_entry:
             return
-        key = metadata[KEY_NAMESPACE].fields[KEY].string_value
-        self._picks.over(key, _served(entry, metadata))
+        if KEY_NAMESPACE in metadata:
+            key = metadata[KEY_NAMESPACE].fields[KEY].string_value
+            self._picks.over(key, _served(entry, metadata))
+        elif entry.request.request_id:
+            self._picks.broke_off(entry.request.request_id, Served(0))
 
 
 class AnswerAccount:
@@ -133,7 +141,7 @@ def _served(entry: Any, metadata: Any) -> Served:
     endpoint = _served_by(metadata) or endpoint
     gone = flags.downstream_connection_termination
     status = 0 if gone else entry.response.response_code.value
-    if flags.upstream_connection_termination or flags.upstream_remote_reset:
+    if flags.upstream_connection_termination or flags.upstream_remote_reset or flags.upstream_protocol_error:
         status = max(status, 502)  # it broke off, whatever its head said
     return Served(
         status,

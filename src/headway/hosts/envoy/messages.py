@@ -104,6 +104,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, int | str]]] = {
         "upstream_connection_failure": (6, _BOOL),
         "upstream_connection_termination": (7, _BOOL),
         "downstream_connection_termination": (15, _BOOL),
+        "upstream_protocol_error": (24, _BOOL),
     },
     "AccessLogCommon": {
         "time_to_first_upstream_rx_byte": (9, _DURATION),
@@ -114,9 +115,11 @@ _MESSAGES: dict[str, dict[str, tuple[int, int | str]]] = {
         "upstream_request_attempt_count": (24, _UINT),
         "intermediate_log_entry": (26, _BOOL),
     },
+    "HTTPRequestProperties": {"request_id": (9, _STRING)},
     "HTTPResponseProperties": {"response_code": (1, "google.protobuf.UInt32Value")},
     "HTTPAccessLogEntry": {
         "common_properties": (1, "AccessLogCommon"),
+        "request": (3, "HTTPRequestProperties"),
         "response": (4, "HTTPResponseProperties"),
     },
     # service/accesslog/v3

@@ -50,8 +50,6 @@ log = logging.getLogger("headway.picker")
 
 #: How often it is looked for requests of which nothing was heard.
 SWEEP_S = 5.0
-#: Envoy's access log is flushed within this.
-DOUBT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -89,6 +87,7 @@ class _UnderWay:
     worker: Worker
     endpoint: str
     since_s: float
+    envoy_id: str = ""
 
 
 class _Aside:
@@ -131,6 +130,7 @@ class Picks:
         self._boot = secrets.token_hex(4)
         self._numbers = count(1)
         self._under_way: dict[str, _UnderWay] = {}
+        self._keys: dict[str, str] = {}  # by Envoy's id of a request
         self._in_phases: dict[str, Pick] = {}  # whose decode is to come, by the id that joins them
         self._flows: Counter[str] = Counter()
         self._dispatched: defaultdict[str, deque[tuple[int, str]]] = defaultdict(deque)  # (number, key)
@@ -372,12 +372,21 @@ class Picks:
         if under_way is not None and under_way.pick is not None:
             under_way.pick.prompt_tokens, under_way.pick.output_tokens = prompt_tokens, output_tokens
 
+    def told(self, key: str, envoy_id: str) -> None:
+        """Note by which id Envoy knows a request that is on its way."""
+        under_way = self._under_way.get(key)
+        if under_way is not None and envoy_id:
+            under_way.envoy_id = envoy_id
+            self._keys[envoy_id] = key
+
     def over(self, key: str, served: Served) -> None:
         """Note that a request is over. One that is not known (any more) is counted, that is all."""
         under_way = self._under_way.pop(key, None)
         if under_way is None:
             self._count_as("unknown_key")
             return
+        if self._keys.get(under_way.envoy_id) == key:
+            del self._keys[under_way.envoy_id]
         worker, pick = under_way.worker, under_way.pick
         worker.legs.discard(under_way.leg)
         self._judge(under_way, served)
@@ -394,14 +403,11 @@ class Picks:
             pick.ended_s = pick.request.arrival_s + served.duration_s
         self._end(pick, served.status or 499, served=served)
 
-    def doubt(self, key: str) -> None:
-        """Note that a request broke off. Its end is told, unless Envoy never read where it was to go."""
-        if key in self._under_way:
-            self._call_at(self._clock() + DOUBT_S, self._in_doubt, key)
-
-    def _in_doubt(self, key: str) -> None:
-        if key in self._under_way:
-            self.over(key, Served(0))
+    def broke_off(self, envoy_id: str, served: Served) -> None:
+        """Note that a request is over of which Envoy may not have read where it was to go."""
+        key = self._keys.get(envoy_id)
+        if key is not None:
+            self.over(key, served)
 
     def reported(self, now: float, event: Event, actions: Sequence[Action]) -> None:
         """Let an engine's report take over what it accounts for: an observer of the driver."""

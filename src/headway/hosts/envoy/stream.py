@@ -110,13 +110,12 @@ class _Stream:
         self._name = name
         self._replies = Replies()
         self._full_duplex = self._answer_full_duplex = True
+        self._by_response = config.accounting.by == "response"
 
     async def run(self) -> None:
         """Answer the request, then see its answer by."""
         first = await self._next()
-        if first is None:
-            return
-        if first.WhichOneof("kind") != "request_headers":
+        if first is None or first.WhichOneof("kind") != "request_headers":
             raise _ProtocolError("an ext_proc stream begins with request_headers")
         self._set_modes(first)
         headers = headers_of(first.request_headers.headers)
@@ -156,7 +155,7 @@ class _Stream:
             if generates:
                 raise bad_request("The request has no body.", code="invalid_json")
             answer = self._picks.aside(phase, subset)
-            await self._tell(answer, [self._replies.destination(answer, {}, at_body=False)])
+            await self._tell(answer, headers, [self._replies.destination(answer, {}, at_body=False)])
             return answer.key
         if not self._full_duplex:
             await self._context.write(self._replies.go_on())
@@ -173,16 +172,22 @@ class _Stream:
         if trailers:
             replies.append(self._replies.trailers())
         del pieces
-        await self._tell(answer, replies)
+        await self._tell(answer, headers, replies)
         return answer.key
 
-    async def _tell(self, answer: Answer, replies: list[Any]) -> None:
-        """Send what takes a request on its way. What was not said, nobody will tell the end of."""
+    async def _tell(self, answer: Answer, headers: Mapping[str, str], replies: list[Any]) -> None:
+        """Send what takes a request on its way.
+
+        Envoy resets the stream when it has read what it needs, so that being cancelled here says nothing: its
+        log does. Where there is none the stream is all that tells.
+        """
+        self._picks.told(answer.key, headers.get("x-request-id", ""))
         try:
             for reply in replies:
                 await self._context.write(reply)
         except BaseException:
-            self._picks.over(answer.key, Served(0))
+            if self._by_response:
+                self._picks.over(answer.key, Served(0))
             raise
 
     async def _read_body(self) -> tuple[list[bytes], bool]:
@@ -264,7 +269,7 @@ class _Stream:
 
     async def _see_by(self, key: str) -> None:
         """Let the engine's answer pass, where it comes by here, until the stream ends."""
-        account = AnswerAccount(self._picks, key) if self._config.accounting.by == "response" else None
+        account = AnswerAccount(self._picks, key) if self._by_response else None
         try:
             while (message := await self._next()) is not None:
                 reply = self._replies.response(message, full_duplex=self._answer_full_duplex)
@@ -272,9 +277,6 @@ class _Stream:
                     await self._context.write(reply)
                 if account is not None:
                     account.hear(message)
-        except asyncio.CancelledError:
-            self._picks.doubt(key)
-            raise
         finally:
             if account is not None:
                 account.end()
