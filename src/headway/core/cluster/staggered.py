@@ -9,7 +9,8 @@ Rule 2  (pass end)     a busy instance has its slot when its pass ends, which it
 Rule 3  (lead)         an instance whose queue outlasts its pass will not wait for us: its slot comes a little
                        before the predicted end of the pass. Nor will one that decodes too (aggregated): what
                        is sent upon the report of a pass end waits there for a pass of decodes. Its slot comes
-                       earlier still, by the time from a decision to its effect and back, which is learned.
+                       earlier still, by the time from a decision to its effect and back, which is learned;
+                       and while it decodes and has received no prompt, its slot is open.
 Rule 4  (spacing)      slots follow one another by at least `spacing · I`, `I = (T̂ + L_net) / N_active`, so
                        that passes do not bunch; a batch that fills the instance does not wait for that. It
                        pays where passes are of one length; where their length follows the batch, rules 1 and
@@ -81,6 +82,9 @@ class StaggeredSettings(PoolSettings):
     window: int = setting(32, "passes over which the pass time is averaged", unit="passes", at_least=4)
     lead: float = setting(
         0.1, "how long before a pass end rule 3 opens the slot, as a share of T̂", at_least=0.0
+    )
+    lead_decoding: float = setting(
+        0.25, "the same of an instance that decodes too: to be late costs more there", at_least=0.0
     )
     saturation_passes: float = setting(
         3.0, "buffered work, in full passes of the pool, from which rule 6 holds", unit="passes", at_least=0.0
@@ -243,13 +247,17 @@ class Staggered(PoolPolicy):
             self._place(now)
 
     def _begin_pass(self, load: InstanceLoad, starts_s: float, now: float) -> None:
-        """Believe that a pass over what is queued begins at `starts_s`, and set the watchdog by it."""
+        """Believe that a pass over what is queued begins at `starts_s`, and set the watchdog by it.
+
+        Where there are decodes it runs only what was received by the last report: what is on its way was
+        too late for it, and while none was received no pass over prompts is under way.
+        """
         clock = self._clocks[load.info.instance]
         chunk = load.info.chunk_tokens
-        queued = load.queued()
-        clock.outlasts = max(queued) > chunk
-        clock.running = [min(tokens, chunk) for tokens in queued] if clock.outlasts else queued
-        clock.predicted_s = self._predict_s(clock.running)
+        taken = _taken(load)
+        clock.outlasts = max(taken) > chunk
+        clock.running = [min(tokens, chunk) for tokens in taken] if clock.outlasts else taken
+        clock.predicted_s = self._predict_s(clock.running) if any(taken) else 0.0
         clock.ends_s = starts_s + clock.predicted_s
         self._set_slot(clock, load)
         patience = self.settings.watchdog_factor * (self._pass_time.mean_s or 0.0)
@@ -260,7 +268,7 @@ class Staggered(PoolPolicy):
         if clock.ends_s is None:
             clock.slot_s = -math.inf
         elif load.info.role is Role.AGGREGATED:
-            lead_s = self.settings.lead * clock.predicted_s + self._round_trip_s()
+            lead_s = self.settings.lead_decoding * clock.predicted_s + self._round_trip_s()
             clock.slot_s = clock.ends_s - lead_s
         elif clock.outlasts:
             clock.slot_s = clock.ends_s - self.settings.lead * clock.predicted_s
@@ -450,3 +458,16 @@ class Staggered(PoolPolicy):
                 self.ledger.release(placement.request.id)
                 self._actions.append(Recall(placement.request.id, name, "silent"))
                 self._take_back(placement.request, now)
+
+
+def _taken(load: InstanceLoad) -> list[int]:
+    """Return the prompt tokens of each rank from which a pass that begins upon a report is formed.
+
+    One that decodes begins it at once, with what it has received; else it waits for what is on its way.
+    """
+    if load.info.role is Role.AGGREGATED and any(rank.running for rank in load.ranks):
+        received = [rank.received_tokens for rank in load.ranks]
+        known = [tokens for tokens in received if tokens is not None]
+        if len(known) == len(received):
+            return known
+    return load.queued()
