@@ -160,22 +160,30 @@ def test_rule_3_and_what_the_last_of_them_leaves_is_given_away_to_the_token():
     assert [h.why for h in host.policy.held()] == ["every rank is full"]
 
 
+def aggregated(**settings):
+    """An idle instance that decodes too, beside one that is full for long: the only one has another rule."""
+    host = staggered(2, role=Role.AGGREGATED, watchdog_floor_s=100.0, **settings)
+    full = pass_ended("prefill-1", 2, ran=(0,), queued=(100_000,), running=(1,), acknowledged=0, duration=1.0)
+    host.run([(9.0, full)])
+    return host
+
+
 def test_rule_3_an_instance_that_decodes_too_has_its_slot_before_its_pass_ends():
     """Its decodes begin another pass at once. r1 takes effect at 10.05, its pass lasts 1 s."""
-    host = staggered(role=Role.AGGREGATED, lead_decoding=0.25, network_s=0.05)
+    host = aggregated(lead_decoding=0.25, network_s=0.05)
     host.run([came("r1", 10.0), came("r2", 10.1)], until=11.0)
     assert when(host)["r2"] == pytest.approx(10.05 + 1.0 - 0.25 - 0.05)
 
 
 def test_rule_3_and_after_that_slot_it_is_open_until_the_pass_ends():
-    host = staggered(role=Role.AGGREGATED, lead_decoding=0.25)
+    host = aggregated(lead_decoding=0.25)
     host.run([came("r1", 10.0), came("r2", 10.8), came("r3", 11.3)], until=12.0)
     assert when(host) == {"r1": 10.0, "r2": 10.8, "r3": 11.3}
 
 
 def test_rule_3_the_way_there_and_back_is_learned_from_batches_for_an_idle_instance():
     """r1 and the report of its pass of 1 s took 0.2 s more than the pass."""
-    host = staggered(role=Role.AGGREGATED, lead_decoding=0.0)
+    host = aggregated(lead_decoding=0.0)
     host.run(
         [came("r1", 10.0), ended(11.2, 2, acknowledged=1), came("r2", 20.0), came("r3", 20.1)], until=21.0
     )
@@ -188,7 +196,7 @@ def test_rule_3_the_way_there_and_back_is_learned_from_batches_for_an_idle_insta
     ids=["it began before the batch came", "it did not have the batch"],
 )
 def test_rule_3_but_not_from_a_pass_that_was_another_ones(at, acknowledged):
-    host = staggered(role=Role.AGGREGATED, lead_decoding=0.0)
+    host = aggregated(lead_decoding=0.0)
     host.run([came("r1", 10.0), ended(at, 2, acknowledged), (12.0, Finished("r1", 1))])
     host.run([came("r2", 20.0), came("r3", 20.1)], until=22.0)
     assert when(host)["r3"] == pytest.approx(21.0)
@@ -202,30 +210,38 @@ def decoding(at, sequence, acknowledged, *, queued=0, ran=0):
 
 def test_rule_3_while_an_instance_decodes_and_has_received_no_prompt_its_slot_is_open():
     """r1 came too late for the pass that began at 10.5; r2 can still go with it."""
-    host = staggered(role=Role.AGGREGATED)
+    host = aggregated()
     host.run([decoding(9.5, 2, 0), came("r1", 10.4), decoding(10.5, 3, 0), came("r2", 10.6)], until=11.0)
     assert when(host) == {"r1": 10.4, "r2": 10.6}
 
 
 def test_rule_3_and_once_it_has_received_one_its_pass_is_waited_for():
-    host = staggered(role=Role.AGGREGATED, lead_decoding=0.25)
+    host = aggregated(lead_decoding=0.25)
     host.run([decoding(9.5, 2, 0), came("r1", 10.0), decoding(10.5, 3, 1, queued=100)])
     host.run([came("r2", 10.6)], until=12.0)
     assert when(host) == {"r1": 10.0, "r2": 11.25}
 
 
 def test_rule_3_an_engine_that_does_not_tell_its_queue_is_believed_to_have_what_was_sent():
-    host = staggered(role=Role.AGGREGATED, lead_decoding=0.25)
+    host = aggregated(lead_decoding=0.25)
     scraped = snapshot("prefill-0", 2, busy=True, running=(1,))
     host.run([(9.5, scraped), came("r1", 10.0), came("r2", 10.1)], until=10.9)
     assert when(host) == {"r1": 10.0, "r2": 10.75}
 
 
 def test_rule_3_what_is_on_its_way_to_an_instance_that_decodes_takes_room():
-    host = staggered(role=Role.AGGREGATED, chunk=1000)
+    host = aggregated()
     host.run([decoding(9.5, 2, 0), came("r1", 10.4, 900)])
     host.run([came("r2", 10.5, 200), came("r3", 10.6, 100)], until=11.0)
     assert when(host) == {"r1": 10.4, "r3": 10.6}
+
+
+def test_rule_3_the_only_instance_that_decodes_too_has_its_next_pass_there_and_no_more():
+    host = staggered(role=Role.AGGREGATED, chunk=1000)
+    host.run([decoding(9.5, 2, 0), came("r1", 10.0, 900), decoding(10.5, 3, 1, queued=900)])
+    host.run([came("r2", 10.6, 900), came("r3", 10.7, 900)])
+    host.run([decoding(11.5, 4, 2, queued=900, ran=900)], until=12.0)
+    assert when(host) == {"r1": 10.0, "r2": 10.6, "r3": 11.5}
 
 
 # Rule 4: spacing.

@@ -10,7 +10,8 @@ Rule 3  (lead)         an instance whose queue outlasts its pass will not wait f
                        before the predicted end of the pass. Nor will one that decodes too (aggregated): what
                        is sent upon the report of a pass end waits there for a pass of decodes. Its slot comes
                        earlier still, by the time from a decision to its effect and back, which is learned;
-                       and while it decodes and has received no prompt, its slot is open.
+                       and while it decodes and has received no prompt, its slot is open. Where it is the only
+                       one, no other could be free sooner: its slot is always open, for one pass and no more.
 Rule 4  (spacing)      slots follow one another by at least `spacing · I`, `I = (T̂ + L_net) / N_active`, so
                        that passes do not bunch; a batch that fills the instance does not wait for that. It
                        pays where passes are of one length; where their length follows the batch, rules 1 and
@@ -265,9 +266,10 @@ class Staggered(PoolPolicy):
         self._silent_s = None
 
     def _set_slot(self, clock: PassClock, load: InstanceLoad) -> None:
-        if clock.ends_s is None:
+        aggregated = load.info.role is Role.AGGREGATED
+        if clock.ends_s is None or (aggregated and len(self.ledger.active) == 1):
             clock.slot_s = -math.inf
-        elif load.info.role is Role.AGGREGATED:
+        elif aggregated:
             lead_s = self.settings.lead_decoding * clock.predicted_s + self._round_trip_s()
             clock.slot_s = clock.ends_s - lead_s
         elif clock.outlasts:
