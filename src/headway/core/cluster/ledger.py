@@ -74,14 +74,6 @@ class RankLoad:
         return told.queued_tokens[self.index - told.first_rank] + self.unacked_tokens
 
     @property
-    def received_tokens(self) -> int | None:
-        """Prompt tokens it had received at the last report and not computed; None: not reported."""
-        told = self.told
-        if told is None or told.queued_tokens is None:
-            return None
-        return told.queued_tokens[self.index - told.first_rank]
-
-    @property
     def kv_blocks(self) -> int:
         """KV blocks in use, at least what the prompts placed here hold."""
         told = self.told

@@ -9,9 +9,9 @@ Rule 2  (pass end)     a busy instance has its slot when its pass ends, which it
 Rule 3  (lead)         an instance whose queue outlasts its pass will not wait for us: its slot comes a little
                        before the predicted end of the pass. Nor will one that decodes too (aggregated): what
                        is sent upon the report of a pass end waits there for a pass of decodes. Its slot comes
-                       earlier still, by the time from a decision to its effect and back, which is learned;
-                       and while it decodes and has received no prompt, its slot is open. Where it is the only
-                       one, no other could be free sooner: its slot is always open, for one pass and no more.
+                       earlier still, by the time from a decision to its effect and back, which is learned.
+                       Where it is the only one, no other could be free sooner: its slot is always open, for
+                       one pass and no more.
 Rule 4  (spacing)      slots follow one another by at least `spacing · I`, `I = (T̂ + L_net) / N_active`, so
                        that passes do not bunch; a batch that fills the instance does not wait for that. It
                        pays where passes are of one length; where their length follows the batch, rules 1 and
@@ -250,15 +250,15 @@ class Staggered(PoolPolicy):
     def _begin_pass(self, load: InstanceLoad, starts_s: float, now: float) -> None:
         """Believe that a pass over what is queued begins at `starts_s`, and set the watchdog by it.
 
-        Where there are decodes it runs only what was received by the last report: what is on its way was
-        too late for it, and while none was received no pass over prompts is under way.
+        What was sent while the pass before ran is in it, though no report has acknowledged it: an engine
+        takes in what came when it forms its next step.
         """
         clock = self._clocks[load.info.instance]
         chunk = load.info.chunk_tokens
-        taken = _taken(load)
-        clock.outlasts = max(taken) > chunk
-        clock.running = [min(tokens, chunk) for tokens in taken] if clock.outlasts else taken
-        clock.predicted_s = self._predict_s(clock.running) if any(taken) else 0.0
+        queued = load.queued()
+        clock.outlasts = max(queued) > chunk
+        clock.running = [min(tokens, chunk) for tokens in queued] if clock.outlasts else queued
+        clock.predicted_s = self._predict_s(clock.running)
         clock.ends_s = starts_s + clock.predicted_s
         self._set_slot(clock, load)
         patience = self.settings.watchdog_factor * (self._pass_time.mean_s or 0.0)
@@ -460,16 +460,3 @@ class Staggered(PoolPolicy):
                 self.ledger.release(placement.request.id)
                 self._actions.append(Recall(placement.request.id, name, "silent"))
                 self._take_back(placement.request, now)
-
-
-def _taken(load: InstanceLoad) -> list[int]:
-    """Return the prompt tokens of each rank from which a pass that begins upon a report is formed.
-
-    One that decodes begins it at once, with what it has received; else it waits for what is on its way.
-    """
-    if load.info.role is Role.AGGREGATED and any(rank.running for rank in load.ranks):
-        received = [rank.received_tokens for rank in load.ranks]
-        known = [tokens for tokens in received if tokens is not None]
-        if len(known) == len(received):
-            return known
-    return load.queued()
