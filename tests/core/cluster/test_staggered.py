@@ -222,6 +222,13 @@ def test_rule_3_a_pass_with_a_prompt_is_waited_for():
     assert when(host) == {"r1": 10.0, "r2": 11.25}
 
 
+def test_rule_3_with_nothing_to_decode_its_pass_end_is_waited_for_as_ever():
+    host = aggregated(lead_decoding=0.25)
+    nothing_runs = pass_ended("prefill-0", 2, ran=(1,), running=(0,), acknowledged=0, duration=1.0)
+    host.run([(9.5, nothing_runs), came("r1", 10.0), came("r2", 10.1)], until=12.0)
+    assert when(host) == {"r1": 10.0}
+
+
 def test_rule_3_an_engine_that_does_not_tell_its_queue_is_believed_to_have_what_was_sent():
     host = aggregated(lead_decoding=0.25)
     scraped = snapshot("prefill-0", 2, busy=True, running=(1,))

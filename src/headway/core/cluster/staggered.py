@@ -269,7 +269,7 @@ class Staggered(PoolPolicy):
         aggregated = load.info.role is Role.AGGREGATED
         if clock.ends_s is None or (aggregated and len(self.ledger.active) == 1):
             clock.slot_s = -math.inf
-        elif aggregated:
+        elif aggregated and any(rank.running != 0 for rank in load.ranks):  # None: it does not say
             lead_s = self.settings.lead_decoding * clock.predicted_s + self._round_trip_s()
             clock.slot_s = clock.ends_s - lead_s
         elif clock.outlasts:
