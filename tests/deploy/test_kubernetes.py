@@ -204,6 +204,9 @@ def test_the_route_goes_to_the_pool():
     )
 
 
+PICKS = "envoy.service.ext_proc.v3.ExternalProcessor"
+
+
 def test_the_envoy_is_that_of_deploy_envoy_before_the_service_of_the_picker():
     documents = read((MANIFESTS / "envoy.yaml").read_text())
     (config,) = read(of(documents, "ConfigMap")["data"]["envoy.yaml"])
@@ -213,6 +216,8 @@ def test_the_envoy_is_that_of_deploy_envoy_before_the_service_of_the_picker():
     address = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
     assert address["socket_address"]["port_value"] in {port["port"] for port in service["spec"]["ports"]}
     address["socket_address"]["address"] = service["metadata"]["name"]
+    # Of several replicas one leads: Envoy asks for the one that picks, not for one that lives.
+    cluster["health_checks"][0]["grpc_health_check"]["service_name"] = PICKS
     assert config == original
     template = of(documents, "Deployment")["spec"]["template"]
     (container,) = template["spec"]["containers"]
