@@ -310,7 +310,9 @@ def test_it_ends_though_nobody_reads_its_logs(file: Path):
 
 def test_the_reference_names_every_key_of_the_configuration():
     docs = Path(__file__).parents[2] / "docs"
-    text = "".join((docs / name).read_text(encoding="utf-8") for name in ("gateway.md", "kubernetes.md", "leader.md"))
+    text = "".join(
+        (docs / name).read_text(encoding="utf-8") for name in ("gateway.md", "kubernetes.md", "leader.md")
+    )
     other = (docs / "operations.md").read_text(encoding="utf-8")
     for table, field in GatewayConfig.model_fields.items():
         assert f"[{table}]" in text or f"`{table}`" in text
