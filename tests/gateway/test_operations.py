@@ -317,7 +317,7 @@ def test_without_the_packages_an_endpoint_is_a_configuration_error(monkeypatch):
 # Metrics, alerts, dashboard
 
 UNITS = re.compile(
-    r"headway_(.*_)?(seconds|tokens|bytes|requests|legs|ejections|ready|up|slo|info)(_total)?|headway_\w+_total"
+    r"headway_(.*_)?(seconds|tokens|bytes|requests|legs|ejections|ready|up|slo|info|leader)(_total)?|headway_\w+_total"
 )
 #: What Prometheus adds to every series it scrapes.
 TARGET_LABELS = {"job", "instance"}
@@ -380,7 +380,7 @@ def test_metrics_are_in_base_units_and_their_labels_are_few():
     ours = [name for name in known if name.startswith("headway_")]
     assert len(ours) > 30 and all(UNITS.match(name) for name in ours), [n for n in ours if not UNITS.match(n)]
     labels = set().union(*known.values())
-    assert labels == {"status", "reason", "worker", "why", "target", "met", "role"}
+    assert labels == {"status", "reason", "worker", "why", "target", "met", "role", "pool"}
     assert {"process_cpu_seconds_total", "process_resident_memory_bytes"} <= set(known)
 
 
