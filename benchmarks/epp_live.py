@@ -64,12 +64,9 @@ def gateway(data: dict[str, Any], policy: str) -> Iterator[str]:
     """Run `headway serve` before the engines; yields its URL."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "gateway.toml"
-        own = {
-            "server": {"port": 0},
-            "policy": {"cluster": policy},
-            "logs": {"level": "warning", "access": False},
-        }
-        file.write_text(to_toml(data | own))
+        quiet = {"level": "warning", "access": False}
+        tables = {"server": {"port": 0}, "policy": {"cluster": policy}, "logs": quiet}
+        file.write_text(to_toml(data | tables))
         with child([*HEADWAY, "serve", "--config", str(file)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             found = re.search(r"serves on (\S+?):? ", process.stdout.readline())

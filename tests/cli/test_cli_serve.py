@@ -158,6 +158,16 @@ def endpoint(name: str, role: Role, ranks: int) -> Endpoint:
     )
 
 
+@pytest.mark.parametrize(("ports", "told"), [((81, 82), None), ((81, 90), (81, 90))])
+def test_ports_of_ranks_are_told_where_they_are_not_in_a_row(ports, told):
+    urls = tuple(f"http://127.0.0.1:{port}" for port in ports)
+    where = ("tcp://127.0.0.1:2", "tcp://127.0.0.1:3")
+    prefill = Endpoint("prefill-0", Role.PREFILL, urls[0], 2, "port", *where, None, urls)
+    data = gateway_data(load_cluster("dsv3-h200-pd"), [prefill, endpoint("decode-0", Role.DECODE, 32)])
+    spec = GatewayConfig.parse(data).instances[0]
+    assert (spec.ports, spec.rank_url(1)) == (told, urls[1])
+
+
 def test_a_gateway_file_for_emulated_engines_reads_back_the_same():
     cluster = load_cluster("dsv3-h200-pd")
     endpoints = [endpoint("prefill-0", Role.PREFILL, 8), endpoint("decode-0", Role.DECODE, 32)]

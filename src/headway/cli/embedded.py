@@ -117,6 +117,7 @@ def _instance(cluster: ClusterSpec, endpoint: Endpoint, dialect: Dialect, events
         "dialect": dialect,
         "ranks": endpoint.ranks,
         "rank_by": endpoint.rank_by,
+        "ports": _ports(endpoint),
         "lockstep": up.lockstep,
         "chunk_tokens": up.chunk_tokens,
         "kv_blocks": up.kv_blocks,
@@ -127,3 +128,9 @@ def _instance(cluster: ClusterSpec, endpoint: Endpoint, dialect: Dialect, events
         "bootstrap_port": endpoint.bootstrap_port,
     }
     return {key: value for key, value in told.items() if value is not None}
+
+
+def _ports(endpoint: Endpoint) -> list[int] | None:
+    """Return the ports of the ranks; None where they are in a row."""
+    ports = [int(url.rpartition(":")[2]) for url in endpoint.urls]
+    return None if ports == list(range(ports[0], ports[0] + len(ports))) else ports
