@@ -9,12 +9,11 @@ attention of prefills `Q = Σ chunk·(prefix + chunk/2)`:
 
 The hinge is what dense engines do: below `n0` tokens a step reads the weights, above it computes. The output
 layer, which runs for sampled tokens only, has a knee of its own, `d0`; its term is fitted where decodes were
-counted. Fits are by
-least squares on the *relative* error, with no coefficient below 0: time does not shrink with work. Relative
-to what a first fit predicts, not to what was measured: else slow steps weigh least, and where steps of one
-size scatter by 25% the fit is 6% too fast. A prefill
-pays for its context through `Q` alone: counted in `K` too, the same memory traffic would be charged twice,
-and the error of Llama-3.1-8B on an H100 goes from 2.3% to 4.1%.
+counted. Fits are by least squares on the *relative* error, with no coefficient below 0: time does not shrink
+with work. Relative to what a first fit predicts, not to what was measured: else slow steps weigh least, and
+where steps of one size scatter by 25% the fit is 6% too fast. A prefill pays for its context through `Q`
+alone: counted in `K` too, the same memory traffic would be charged twice, and the error of Llama-3.1-8B on an
+H100 goes from 2.3% to 4.1%.
 """
 
 import csv
