@@ -76,7 +76,7 @@ def test_a_client_that_leaves_a_hold_is_withdrawn():
             await until(lambda: f.held == 1, "the hold")
             asked.cancel()
             await until(lambda: f.held == 0 and f.picker.driver.requests == 0, "the withdrawal")
-            await until(lambda: f.picker.streams.open == 0, "the stream's end")
+            await until(lambda: f.picker.processor.open == 0, "the stream's end")
             let_go(f)
             assert (await f.chat())[0] == 200
             assert sum(len(engine.requests) for engine in f.engines) == 1
@@ -170,8 +170,7 @@ def test_a_picker_that_goes_in_mid_hold(open_, status):
         async with front(change=change, policy=GATE) as f:
             asked = asyncio.create_task(f.chat())
             await until(lambda: f.held == 1, "the hold")
-            for server in f.picker._servers:
-                await server.stop(None)
+            await f.picker.processor.stop()
             assert (await asked)[0] == status
             assert f.held == 0
             # What comes when Envoy's health check has noticed: there is no picker to ask.

@@ -66,7 +66,7 @@ def test_garbage_on_the_port_is_an_error_of_its_stream_alone():
             await reader.read()
             writer.close()
             assert (await f.chat())[0] == 200
-            await until(lambda: f.picker.streams.open == 0, "the streams' end")
+            await until(lambda: f.picker.processor.open == 0, "the streams' end")
 
     run(test())
 

@@ -30,7 +30,7 @@ async def nothing_left(front):
     )
     assert front.picker.driver.requests == 0
     assert not any(worker.legs for worker in front.picker.workers)
-    await until(lambda: front.picker.streams.open == 0, "the streams' end")
+    await until(lambda: front.picker.processor.open == 0, "the streams' end")
 
 
 @BOTH

@@ -13,7 +13,10 @@ from headway.front.worker import State, Worker
 from headway.hosts.envoy.config import EppConfig
 from headway.hosts.envoy.messages import FULL_DUPLEX_STREAMED, ProcessingRequest
 from headway.hosts.envoy.picks import Picks
-from headway.hosts.envoy.stream import Streams
+from headway.hosts.envoy.processors import Child
+from headway.hosts.envoy.remote import RemoteDesk
+from headway.hosts.envoy.stream import Streams, Tools
+from headway.hosts.envoy.wire import Link
 
 TINY = b'{"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}'
 
@@ -133,14 +136,23 @@ class Stage:
             self.config,
             self.driver,
             self.workers,
-            Lengths(),
             elector=Leader(),
             clock=self.clock.time,
             call_at=self.clock.call_at,
             on_done=lambda over, status: self.done.append((over, status)),
             count_as=lambda what: self.oddities.update([what]),
         )
-        self.streams = Streams(self.config, self.picks, lambda *refused: self.refused.append(refused))
+        self.lengths = Lengths()
+        self.streams = Streams(
+            Tools(
+                self.config,
+                self.picks,
+                self.lengths,
+                self.clock.time,
+                lambda *refused: self.refused.append(refused),
+                self.driver.reads_prefixes,
+            )
+        )
         for worker in self.workers:
             worker.told = worker.up_event()
             self.driver.feed(worker.told)
@@ -162,6 +174,38 @@ class Stage:
         assert not any(worker.legs for worker in self.workers)
         pools = [self.policy.prefill, self.policy.decode] if self.config.disaggregated else [self.policy]
         assert not any(pool.ledger.placements or pool.buffer for pool in pools)
+
+
+class Pipe:
+    """A transport that hands on what is written, in pieces of some size, at once."""
+
+    def __init__(self, to, piece=7):
+        self.to, self.piece = to, piece
+
+    def write(self, data):
+        for start in range(0, len(data), self.piece):
+            self.to.data_received(data[start : start + self.piece])
+
+
+class Apart:
+    """A desk in another process: both ends of its socket, without the socket."""
+
+    def __init__(self, desk, *, by_response=False):
+        self.refused, self.answers = [], []
+        self.child = Child(desk, lambda *refused: self.refused.append(refused), by_response)
+        ours = self.child.link(asyncio.get_running_loop().create_future())
+        theirs = Link(self._hear, lambda: None)
+        ours._transport, theirs._transport = Pipe(theirs), Pipe(ours)
+        self.send = theirs.send
+        self.desk = RemoteDesk(theirs.send)
+
+    def _hear(self, message):
+        self.answers.append(message)
+        self.desk.hear(message)
+
+    def die(self):
+        """The process ends: its socket closes."""
+        self.child.forget()
 
 
 class AbortedError(Exception):

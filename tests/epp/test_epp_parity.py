@@ -4,14 +4,15 @@ import asyncio
 import random
 
 import pytest
-from parts import Stage
+from parts import Apart, Stage
 
 from headway.core.cluster import create_cluster
 from headway.core.decision_log import DecisionLog
 from headway.core.events import Finished, PrefillDone
+from headway.core.request import Slo
 from headway.front.driver import Driver
 from headway.front.requests import read_call
-from headway.hosts.envoy.picks import Served
+from headway.hosts.envoy.desk import Asked, Served
 from headway.hosts.gateway.flight import Flight
 from headway.testing import ScriptedHost, arrived, pass_ended, up
 
@@ -78,37 +79,24 @@ async def through_the_gateway(policy):
     return log.text()
 
 
-class Said:
-    """Lengths as the script says them."""
-
-    exact = True
-
-    def __init__(self):
-        self.next = 0
-
-    async def measure(self, call):
-        return self.next
-
-
-async def through_the_picker(policy):
-    """Requests come through `Picks.pick`, and end by its accounts."""
+async def through_the_picker(policy, *, apart=False):
+    """Requests come to the picker's desk, and end by its accounts. `apart`: from another process."""
     stage = Stage(policy, instances=instances())
     stage.workers.models = dict
     stage.log.lines.clear()
-    stage.picks._lengths = said = Said()
+    desk = Apart(stage.picks).desk if apart else stage.picks
     tasks, names = {}, {}
     for at_s, event in SCRIPT[2:]:
         stage.clock.advance(at_s)
         if isinstance(event, tuple):
-            name, said.next = event
-            call = read_call("/v1/completions", BODY % b"x")
-            tasks[name] = asyncio.create_task(hold(stage, call, name))
+            name, tokens = event
+            tasks[name] = asyncio.create_task(desk.place(asked(name, at_s, tokens)))
             await turn()
             names[name] = stage.arrived()[-1].id
         elif isinstance(event, PrefillDone):
-            stage.picks.first_byte((await tasks[event.request_id]).key)
+            desk.first_byte((await tasks[event.request_id]).key)
         elif isinstance(event, Finished):
-            stage.picks.over((await tasks[event.request_id]).key, Served(200))
+            desk.over((await tasks[event.request_id]).key, Served(200))
         else:
             stage.driver.feed(event)
             await turn()
@@ -119,9 +107,9 @@ async def through_the_picker(policy):
     return text
 
 
-async def hold(stage, call, name):
-    pick = await stage.picks.take_in(call, name, stage.config.slo.slo(), 0, size=1)
-    return await stage.picks.hold(pick, None, None)
+def asked(name, at_s, tokens):
+    exact, size = True, 1
+    return Asked(name, at_s, "/v1/completions", None, False, None, tokens, exact, Slo(), 0, size)
 
 
 async def turn():
@@ -137,3 +125,4 @@ def test_gateway_picker_and_scripted_host_decide_alike(policy):
     assert expected
     assert asyncio.run(through_the_gateway(policy)) == expected
     assert asyncio.run(through_the_picker(policy)) == expected
+    assert asyncio.run(through_the_picker(policy, apart=True)) == expected

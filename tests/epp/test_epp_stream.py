@@ -11,13 +11,13 @@ from headway.core.actions import Recall
 from headway.core.events import Cancelled, Failed, Finished, InstanceDraining, PrefillDone
 from headway.front.requests import Call
 from headway.hosts.envoy.accounting import AccessLogs
+from headway.hosts.envoy.desk import Served
 from headway.hosts.envoy.messages import (
     BUFFERED,
     STREAMED,
     ProcessingRequest,
     StreamAccessLogsMessage,
 )
-from headway.hosts.envoy.picks import Served
 from headway.testing import pass_ended
 
 

@@ -29,10 +29,9 @@ class Lengths:
         self.ratio = PromptLength()
         self._tokenizer = None if tokenizer is None else _load(tokenizer)
 
-    @property
-    def exact(self) -> bool:
-        """Whether lengths are counted, not estimated."""
-        return self._tokenizer is not None
+    def exact(self, call: Call) -> bool:
+        """Whether the length of its prompt is counted, not estimated."""
+        return call.token_ids is not None or self._tokenizer is not None
 
     async def measure(self, call: Call) -> int:
         """Return the (likely) tokens of the prompt, at least 1."""
@@ -44,10 +43,10 @@ class Lengths:
             return self._count(call)
         return await asyncio.to_thread(self._count, call)
 
-    def learn(self, call: Call, prompt_tokens: int) -> None:
-        """Take in what an engine counted."""
-        if call.token_ids is None and prompt_tokens > 0:
-            self.ratio.observe(call.prompt_bytes, prompt_tokens)
+    def learn(self, prompt_bytes: int, prompt_tokens: int) -> None:
+        """Take in what an engine counted; of a prompt that came as tokens, no bytes tell."""
+        if prompt_bytes > 0 and prompt_tokens > 0:
+            self.ratio.observe(prompt_bytes, prompt_tokens)
 
     def _count(self, call: Call) -> int:
         assert self._tokenizer is not None

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 
 from headway.front.errors import bad_request, model_not_found
-from headway.front.lengths import Lengths
-from headway.front.requests import Call
 
 __all__ = ["check_length", "check_model"]
 
@@ -16,14 +14,13 @@ def check_model(model: str | None, known: Mapping[str, int | None]) -> None:
 
 
 def check_length(
-    call: Call, tokens: int, known: Mapping[str, int | None], lengths: Lengths, most: int | None
+    model: str | None, tokens: int, known: Mapping[str, int | None], most: int | None, *, exact: bool
 ) -> None:
     """Raise Refusal (400) for a prompt longer than the model; by an estimate, only when it is far longer.
 
     `most`: a bound that counts instead of the model's own.
     """
-    most = most or _longest(call.model, known)
-    exact = call.token_ids is not None or lengths.exact
+    most = most or _longest(model, known)
     if most is not None and tokens > (most if exact else 2 * most):
         message = f"The prompt has {'' if exact else 'about '}{tokens} tokens, the model takes {most}."
         raise bad_request(message, code="context_length_exceeded", param="messages")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from headway.front.config import LogsSpec
 from headway.front.logs import logging_as_json
 
-__all__ = ["Door", "run"]
+__all__ = ["Door", "raise_file_limit", "run"]
 
 #: A stop may take this much longer than the drain.
 STOP_PATIENCE_S = 15.0
@@ -26,7 +26,7 @@ class Door(AbstractAsyncContextManager[Any], Protocol):
         """Accept nothing more and wait for what is under way; whether all of it came to its end."""
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
     """Take all the open files we may have: a stream takes two, and the usual soft limit is 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -46,7 +46,7 @@ async def run(door: Door, logs: LogsSpec, drain_timeout_s: float, on_ready: Call
     A stop that hangs is a bug; it is cut with a trace of where, for nobody should have to kill a front door.
     """
     loop = asyncio.get_running_loop()
-    _raise_file_limit()
+    raise_file_limit()
     stop, now = asyncio.Event(), asyncio.Event()
 
     def ask() -> None:

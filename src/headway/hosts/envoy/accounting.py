@@ -7,12 +7,12 @@ until then the request's load is reserved.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from headway.front.usage import Tail, usage_of
+from headway.hosts.envoy.desk import Desk, Served
 from headway.hosts.envoy.messages import StreamAccessLogsResponse
-from headway.hosts.envoy.picks import Picks, Served
 from headway.hosts.envoy.replies import KEY, KEY_NAMESPACE, NAMESPACE, SERVED
 
 __all__ = ["AccessLogs", "AnswerAccount", "headers_of"]
@@ -21,8 +21,8 @@ __all__ = ["AccessLogs", "AnswerAccount", "headers_of"]
 class AccessLogs:
     """The access log service. `stop` ends its streams, which Envoy never would."""
 
-    def __init__(self, picks: Picks) -> None:
-        self._picks = picks
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
 
@@ -58,17 +58,21 @@ class AccessLogs:
             return
         if KEY_NAMESPACE in metadata:
             key = metadata[KEY_NAMESPACE].fields[KEY].string_value
-            self._picks.over(key, _served(entry, metadata))
+            self._desk.over(key, _served(entry, metadata))
         elif entry.request.request_id:
-            self._picks.broke_off(entry.request.request_id, Served(0))
+            self._desk.broke_off(entry.request.request_id, Served(0))
 
 
 class AnswerAccount:
-    """The account of one request whose answer comes by here. `end` when nothing more comes."""
+    """The account of one request whose answer comes by here. `end` when nothing more comes.
 
-    def __init__(self, picks: Picks, key: str) -> None:
-        self._picks = picks
+    `learn(tokens)` hears how many its prompt had.
+    """
+
+    def __init__(self, desk: Desk, key: str, learn: Callable[[int], None]) -> None:
+        self._desk = desk
         self._key = key
+        self._learn = learn
         self._status = 0
         self._endpoint: str | None = None
         self._streams = False
@@ -98,17 +102,22 @@ class AnswerAccount:
 
     def _piece(self, piece: bytes) -> None:
         if self._status < 300:
-            self._picks.first_byte(self._key)
+            self._desk.first_byte(self._key)
         self._tail.add(piece)
         if not self._streams:
-            self._picks.tokens(self._key, *usage_of(piece))
+            self._count(*usage_of(piece))
+
+    def _count(self, prompt_tokens: int | None, output_tokens: int | None) -> None:
+        self._desk.tokens(self._key, prompt_tokens, output_tokens)
+        if prompt_tokens is not None:
+            self._learn(prompt_tokens)
 
     def _ended(self, ended: bool) -> None:
         if ended and not self._over:
             self._over = True
             if self._streams:
-                self._picks.tokens(self._key, *self._tail.usage())
-            self._picks.over(self._key, Served(self._status, endpoint=self._endpoint))
+                self._count(*self._tail.usage())
+            self._desk.over(self._key, Served(self._status, endpoint=self._endpoint))
 
 
 def headers_of(of: Any) -> dict[str, str]:

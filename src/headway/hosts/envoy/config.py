@@ -38,11 +38,15 @@ __all__ = ["AccountingSpec", "EppConfig", "EppServerSpec", "ObjectiveSpec", "Pic
 
 
 class EppServerSpec(DoorSpec):
-    """Where Envoy connects to, and where health is asked after (`grpc_health_port` None: there too)."""
+    """Where Envoy connects to, and where health is asked after (`grpc_health_port` None: there too).
+
+    `processors`: processes that speak with Envoy; 1: the one that decides does.
+    """
 
     host: str = "0.0.0.0"
     grpc_port: Port = 9002
     grpc_health_port: Port | None = 9003
+    processors: int = Field(default=1, ge=1, le=64)
 
 
 class PickerSpec(Spec):

@@ -7,13 +7,11 @@ async with Picker(EppConfig.from_toml("epp.toml")) as picker:
 import asyncio
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import grpc
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from prometheus_client import Counter, Gauge
 
-from headway.core.errors import ConfigError
 from headway.core.events import Event
 from headway.front.access import Keys
 from headway.front.admin import AdminSide
@@ -31,37 +29,18 @@ from headway.front.process import run
 from headway.front.protocol import Handler, HttpRequest, HttpResponse, json_answer
 from headway.front.transport import HttpTransport
 from headway.front.workers import Workers
-from headway.hosts.envoy.accounting import AccessLogs
 from headway.hosts.envoy.config import EppConfig
 from headway.hosts.envoy.health import Health
-from headway.hosts.envoy.messages import (
-    ACCESS_LOG,
-    EXT_PROC,
-    ProcessingRequest,
-    ProcessingResponse,
-    StreamAccessLogsMessage,
-    StreamAccessLogsResponse,
-)
 from headway.hosts.envoy.picks import Picks
-from headway.hosts.envoy.secure import credentials
-from headway.hosts.envoy.stream import Streams
+from headway.hosts.envoy.processor import Processor, listen
+from headway.hosts.envoy.processors import Processors
+from headway.hosts.envoy.secure import pem_of
+from headway.hosts.envoy.stream import Tools
 
 __all__ = ["Picker", "serve"]
 
 #: How often the drain looks whether the last held request is answered.
 DRAIN_LOOK_S = 0.02
-#: What came over the wire beside a body, in one message.
-MESSAGE_ROOM_BYTES = 1 << 20
-#: gRPC keeps new streams in a queue until they are asked for, and sheds them when it is long or they are old.
-#: Every stream is a held request here, bounded by `[limits]`, so that nothing may be shed below.
-_MANY = 1 << 20
-_OPTIONS = (
-    ("grpc.server.max_pending_requests", _MANY),
-    ("grpc.server.max_pending_requests_hard_limit", _MANY),
-    ("grpc.server_max_unrequested_time_in_server", 3600),
-    ("grpc.max_concurrent_streams", (1 << 31) - 1),
-    ("grpc.so_reuseport", 0),
-)
 
 
 class Picker:
@@ -86,14 +65,14 @@ class Picker:
         self._admin_keys = Keys(config.secret(config.admin.token_env, "admin.token_env"))
         engine_key = config.secret(config.engine_api_key_env, "engine_api_key_env")
         self._engine_headers = {} if engine_key is None else {"Authorization": f"Bearer {engine_key}"}
-        self._credentials = credentials(config.tls)
+        self._pem = pem_of(config.tls)
         self._lengths = Lengths(config.server.tokenizer)
         self._source = create_source(config)
         self._policy = create_policy(config)
         self.elector = create_elector(
             config, clock=lambda: self._loop.time(), feed=self._feed, on_lead=lambda: self.workers.lead()
         )
-        self._servers: list[grpc.aio.Server] = []
+        self._health_server: grpc.aio.Server | None = None
         self._listeners: list[Listener] = []
         self.draining = False
         self.grpc_port = 0
@@ -119,9 +98,11 @@ class Picker:
             await self._discovery.start()
             await self.elector.start()
             await self.health.start()
-            self.grpc_port = await self._serve(server.grpc_port, self._credentials, picks=True)
+            self.grpc_port = await self.processor.start(server.grpc_port)
             if server.grpc_health_port is not None:
-                self.health_port = await self._serve(server.grpc_health_port, None, picks=False)
+                self._health_server, self.health_port = await listen(
+                    self.config, server.grpc_health_port, None, self.health
+                )
             for name, bind, handler in (
                 ("metrics_url", self.config.metrics, self._numbers),
                 ("admin_url", self.config.admin, self.admin),
@@ -137,21 +118,18 @@ class Picker:
         self.draining = True
         await self.health.look()
         patience_s = self.config.server.drain_timeout_s if timeout_s is None else timeout_s
-        self._access_logs.stop()
-        # GOAWAY: Envoy opens no further stream here, and those that are open come to their end.
-        ending = asyncio.ensure_future(self._servers[0].stop(patience_s))
+        ending = asyncio.ensure_future(self.processor.drain(patience_s))
         while self.picks.buffer.requests and not ending.done():
             await asyncio.sleep(DRAIN_LOOK_S)
         await self.elector.release()  # answers may take long; another replica need not wait for them
         await ending
-        return self.streams.open == 0
+        return self.processor.open == 0
 
     async def stop(self) -> None:
         """End everything at once; `drain` first to be kind."""
-        self._access_logs.stop()
-        for server in self._servers:
-            await server.stop(None)
-        self._servers = []
+        await self.processor.stop()
+        if self._health_server is not None:
+            await self._health_server.stop(None)
         for listener in self._listeners:
             await listener.close()
         self._listeners = []
@@ -204,20 +182,33 @@ class Picker:
             config,
             self.driver,
             self.workers,
-            self._lengths,
             elector=self.elector,
             clock=clock,
             call_at=call_at,
             on_done=self._done,
             count_as=lambda what: oddities.labels(what).inc(),
         )
-        self.streams = Streams(config, self.picks, self._refused)
-        self._access_logs = AccessLogs(self.picks)
         self.health = Health(self.ready)
+        self.processor = self._create_processor()
         self.metrics.watch(self.picks.buffer, self.workers, self.elector)
-        self._gauge("headway_picker_streams", "ext_proc streams that are open", lambda: self.streams.open)
+        self._gauge("headway_picker_streams", "ext_proc streams that are open", lambda: self.processor.open)
         self._gauge("headway_picker_under_way", "Requests Envoy has", lambda: self.picks.under_way)
         self.admin = AdminSide(self.workers, self.driver, self.metrics, self._admin_keys)
+
+    def _create_processor(self) -> Processor | Processors:
+        """Build what speaks with Envoy."""
+        config, reads_prefixes = self.config, self.driver.reads_prefixes
+        if config.server.processors > 1:
+            return Processors(
+                config,
+                self.picks,
+                self._pem,
+                reads_prefixes=reads_prefixes,
+                ready=self.ready,
+                refused=self._access_log.refused,
+            )
+        tools = Tools(config, self.picks, self._lengths, self._loop.time, self._refused, reads_prefixes)
+        return Processor(tools, self.health, self._pem)
 
     def _gauge(self, name: str, doc: str, read: Callable[[], float]) -> None:
         Gauge(name, doc, registry=self.metrics.registry).set_function(read)
@@ -234,43 +225,6 @@ class Picker:
         self._access_log.refused(path, request_id, refusal.status, refusal.code)
 
     # Listening
-
-    async def _serve(self, port: int, secure: grpc.ServerCredentials | None, *, picks: bool) -> int:
-        """Serve gRPC; return the port."""
-        limit = self.config.limits.max_body_bytes + MESSAGE_ROOM_BYTES
-        server = grpc.aio.server(options=(*_OPTIONS, ("grpc.max_receive_message_length", limit)))
-        add_HealthServicer_to_server(self.health.servicer, server)
-        if picks:
-            server.add_generic_rpc_handlers(self._handlers())
-        host = self.config.server.host
-        address = f"{f'[{host}]' if ':' in host else host}:{port}"
-        try:
-            bound = (
-                server.add_insecure_port(address)
-                if secure is None
-                else server.add_secure_port(address, secure)
-            )
-        except RuntimeError:
-            raise ConfigError(f"cannot listen on {address}: it is taken, or not ours") from None
-        self._servers.append(server)
-        await server.start()
-        return int(bound)
-
-    def _handlers(self) -> tuple[Any, ...]:
-        process = grpc.stream_stream_rpc_method_handler(
-            self.streams.process,
-            request_deserializer=ProcessingRequest.FromString,
-            response_serializer=ProcessingResponse.SerializeToString,
-        )
-        listen = grpc.stream_unary_rpc_method_handler(
-            self._access_logs.listen,
-            request_deserializer=StreamAccessLogsMessage.FromString,
-            response_serializer=StreamAccessLogsResponse.SerializeToString,
-        )
-        return (
-            grpc.method_handlers_generic_handler(EXT_PROC, {"Process": process}),
-            grpc.method_handlers_generic_handler(ACCESS_LOG, {"StreamAccessLogs": listen}),
-        )
 
     async def _listen(self, handler: Handler, host: str, port: int) -> str:
         limits = self.config.limits

@@ -14,7 +14,7 @@ import logging
 import secrets
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 from headway.core.actions import Action, Dispatch
@@ -28,53 +28,27 @@ from headway.core.events import (
     Role,
     Snapshot,
 )
-from headway.core.request import Request, Slo
+from headway.core.request import Request
 from headway.front.buffer import Buffer
 from headway.front.driver import CallAt, Driver
 from headway.front.errors import Refusal, bad_request, not_leader, overloaded, unavailable
 from headway.front.lease import Elector
-from headway.front.lengths import Lengths
 from headway.front.models import check_length, check_model
 from headway.front.over import Over
-from headway.front.prefixes import prefix_of
 from headway.front.requests import Call
 from headway.front.worker import Worker
 from headway.front.workers import Workers
 from headway.hosts.envoy.config import EppConfig
+from headway.hosts.envoy.desk import Answer, Asked, Served
 from headway.hosts.envoy.endpoints import Endpoints
 from headway.hosts.envoy.pick import Pick
 
-__all__ = ["Answer", "Picks", "Served"]
+__all__ = ["Picks"]
 
 log = logging.getLogger("headway.picker")
 
 #: How often it is looked for requests of which nothing was heard.
 SWEEP_S = 5.0
-
-
-@dataclass(slots=True)
-class Answer:
-    """Where Envoy is to go: `ip:port[,ip:port…]`, headers for the engine, and the key it is known by."""
-
-    endpoints: str
-    key: str
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Served:
-    """How a request ended, as it was told. `status` 0: its client went away, or nobody knows.
-
-    `ttft_s`, `duration_s`: since it arrived; None: not told. `endpoint`: who served it. `unreached`: Envoy
-    could not connect to it. `blame`: whether a bad status is the engine's; some are Envoy's own.
-    """
-
-    status: int
-    ttft_s: float | None = None
-    duration_s: float | None = None
-    endpoint: str | None = None
-    unreached: bool = False
-    blame: bool = True
 
 
 @dataclass(slots=True)
@@ -98,7 +72,7 @@ class _Aside:
 
 
 class Picks:
-    """All requests of the picker. `on_done` hears of each that is over, with the status of its answer.
+    """All requests of the picker: a `Desk`. `on_done` hears of each that is over, with its answer's status.
 
     `count_as(what)` counts what does not go as it should, by a word.
     """
@@ -108,7 +82,6 @@ class Picks:
         config: EppConfig,
         driver: Driver,
         workers: Workers,
-        lengths: Lengths,
         *,
         elector: Elector,
         clock: Callable[[], float],
@@ -121,7 +94,6 @@ class Picks:
         self._config = config
         self._driver = driver
         self._workers = workers
-        self._lengths = lengths
         self._elector = elector
         self._clock = clock
         self._call_at = call_at
@@ -147,48 +119,64 @@ class Picks:
 
     # Where to
 
-    def within(self, subset: frozenset[str] | None, phase: Role | None) -> Answer | None:
-        """Pick within a hint that the policy could not keep to; None where it can, or there is none.
+    async def place(self, asked: Asked) -> Answer:
+        """Hold a generation until it has its place; within a hint the policy could not keep to, at once.
 
-        Raises Refusal (503) without an endpoint, and where another replica may place.
+        Raises Refusal: 429 when there is no room or it is shed, 4xx for what no engine could serve, 503
+        without an engine and where another replica may place. Cancelled, withdraws it.
         """
-        roles = self._roles(phase)
+        roles = self._roles(asked.phase)
         if not all(self.endpoints.able(role) for role in roles):
             raise unavailable("no_engine", "No engine is up that could take the request.")
-        if not self.endpoints.leaves_out(subset, roles):
-            return None
+        if self.endpoints.leaves_out(asked.subset, roles):
+            return self._within(asked.subset, roles)
+        pick = self._take_in(asked)
+        try:
+            self._driver.arrive(pick.request, pick)
+            answer = self._answer(pick, await self._place(pick, roles), asked.subset)
+        except BaseException as error:
+            self._end(pick, error.status if isinstance(error, Refusal) else 499, error)
+            raise
+        if asked.phase is Role.PREFILL:
+            self._begin_phases(pick)
+        return answer
+
+    def _within(self, subset: frozenset[str] | None, roles: tuple[Role, ...]) -> Answer:
+        """Pick within a hint that leaves out engines: a policy knows no subsets."""
         if not self._elector.leads():
             raise not_leader()
         self._count_as("subset")
-        answer = self.aside(roles[-1], subset)
+        answer = self._beside(roles[-1], subset)
         if len(roles) > 1:
             worker, rank = self.endpoints.least_busy(roles[0], subset)
             answer.headers["x-prefiller-host-port"] = self.endpoints.of(worker)[rank]
         return answer
 
-    async def take_in(
-        self, call: Call, request_id: str, slo: Slo, priority: int, *, size: int, flow: str = ""
-    ) -> Pick:
-        """Make room for a request, which is to be held at once. `size`: of what is kept of it, in bytes.
-
-        Raises Refusal: 429 when there is none, 4xx for what no engine could serve.
-        """
+    def _take_in(self, asked: Asked) -> Pick:
+        """Make room for a request."""
         known = self._workers.models()
-        check_model(call.model, known)
-        arrived_s = self._clock()
-        tokens = max(1, await self._lengths.measure(call))
-        check_length(call, tokens, known, self._lengths, self._config.server.max_prompt_tokens)
-        name = f"{request_id}-{next(self._numbers)}"
-        prefix, block_tokens = prefix_of(call, tokens) if self._driver.reads_prefixes else ((), 0)
-        request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens, prefix, block_tokens)
-        self._check_flow(flow)
-        self.buffer.admit(tokens, size)
-        self._flows[flow] += 1
+        check_model(asked.model, known)
+        check_length(
+            asked.model, asked.tokens, known, self._config.server.max_prompt_tokens, exact=asked.exact
+        )
+        request = Request(
+            f"{asked.request_id}-{next(self._numbers)}",
+            asked.arrived_s,
+            asked.tokens,
+            asked.slo,
+            asked.priority,
+            asked.max_tokens,
+            asked.prefix,
+            asked.block_tokens,
+        )
+        self._check_flow(asked.flow)
+        self.buffer.admit(asked.tokens, asked.size)
+        self._flows[asked.flow] += 1
         pick = Pick(
             request,
-            Call(call.path, b"", call.model, call.stream, call.max_tokens, ()),  # not the body, nor its texts
-            size=size,
-            flow=flow,
+            Call(asked.path, b"", asked.model, asked.stream, asked.max_tokens, ()),
+            size=asked.size,
+            flow=asked.flow,
             role_of=self._role_of,
             taken_back=self._taken_back,
             abandoned=self._abandoned,
@@ -196,25 +184,13 @@ class Picks:
         pick.waits = True
         return pick
 
-    async def hold(self, pick: Pick, phase: Role | None, subset: frozenset[str] | None) -> Answer:
-        """Hold a request until it has its place. Raises Refusal when it is shed; cancelled, withdraws it."""
-        try:
-            self._driver.arrive(pick.request, pick)
-            answer = self._answer(pick, await self._place(pick, self._roles(phase)), subset)
-        except BaseException as error:
-            self._end(pick, error.status if isinstance(error, Refusal) else 499, error)
-            raise
-        if phase is Role.PREFILL:
-            self._begin_phases(pick)
-        return answer
-
     async def second(self, request_id: str, subset: frozenset[str] | None) -> Answer:
-        """Place the decode of a request whose prefill was placed here. Raises Refusal as `hold`."""
+        """Place the decode of a request whose prefill was placed here. Raises Refusal as `place`."""
         pick = self._in_phases.pop(request_id, None)
         if pick is None or pick.over:
             # Its prefill was another picker's, or too long ago. Its body says where its KV is: it can go on.
             self._count_as("unknown_phase")
-            return self.aside(Role.DECODE, subset)
+            return self._beside(Role.DECODE, subset)
         pick.waits, pick.answered = True, False
         self._flows[pick.flow] += 1
         self.buffer.enter(pick.request.prompt_tokens, pick.size)
@@ -225,8 +201,11 @@ class Picks:
             self._end(pick, error.status if isinstance(error, Refusal) else 499, error)
             raise
 
-    def aside(self, role: Role | None, subset: frozenset[str] | None) -> Answer:
+    async def aside(self, role: Role | None, subset: frozenset[str] | None) -> Answer:
         """Pick for what the policy has no say in. Raises Refusal (503) without an endpoint."""
+        return self._beside(role, subset)
+
+    def _beside(self, role: Role | None, subset: frozenset[str] | None) -> Answer:
         worker, rank = self.endpoints.least_busy(role, subset)
         endpoint = self.endpoints.of(worker)[rank]
         leg = _Aside()

@@ -9,8 +9,8 @@ from typing import Any
 
 from headway.core.leadership import FENCE_HEADER
 from headway.front.errors import Refusal
+from headway.hosts.envoy.desk import Answer
 from headway.hosts.envoy.messages import ADD_OR_OVERWRITE, ProcessingResponse
-from headway.hosts.envoy.picks import Answer
 
 __all__ = [
     "DESTINATION",

@@ -14,27 +14,34 @@ from headway.front.config import TlsSpec
 from headway.front.tls import tls_context
 from headway.hosts.envoy.config import SecureSpec
 
-__all__ = ["credentials", "self_signed"]
+__all__ = ["Pem", "credentials", "pem_of", "self_signed"]
 
 #: Longer than a process lives.
 LASTS = datetime.timedelta(days=3650)
 
 
-def credentials(spec: SecureSpec) -> grpc.ServerCredentials | None:
-    """Build them; None for plain text. Raises ConfigError for files that cannot be used."""
+#: A certificate and its key, in PEM.
+Pem = tuple[bytes, bytes]
+
+
+def pem_of(spec: SecureSpec) -> Pem | None:
+    """Return what to serve with; None for plain text. Raises ConfigError for files that cannot be used."""
     if spec.mode == "off":
         return None
     if spec.mode == "self-signed":
-        certificate, key = self_signed()
-    else:
-        assert spec.certificate is not None and spec.key is not None  # the configuration sees to it
-        tls_context(TlsSpec(certificate=spec.certificate, key=spec.key))  # gRPC would say nothing of use
-        certificate, key = _read(spec.certificate), _read(spec.key)
-    return grpc.ssl_server_credentials([(key, certificate)])
+        return self_signed()
+    assert spec.certificate is not None and spec.key is not None  # the configuration sees to it
+    tls_context(TlsSpec(certificate=spec.certificate, key=spec.key))  # gRPC would say nothing of use
+    return _read(spec.certificate), _read(spec.key)
 
 
-def self_signed() -> tuple[bytes, bytes]:
-    """Make a certificate and its key, in PEM. Raises ConfigError where `cryptography` is missing."""
+def credentials(pem: Pem | None) -> grpc.ServerCredentials | None:
+    """Build gRPC's credentials; None for plain text."""
+    return None if pem is None else grpc.ssl_server_credentials([pem[::-1]])
+
+
+def self_signed() -> Pem:
+    """Make a certificate. Raises ConfigError where `cryptography` is missing."""
     try:
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization

@@ -16,6 +16,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -23,7 +24,10 @@ from urllib.parse import unquote
 import grpc
 
 from headway.core.events import Role
+from headway.core.request import Slo
 from headway.front.errors import Refusal, bad_request
+from headway.front.lengths import Lengths
+from headway.front.prefixes import prefix_of
 from headway.front.requests import (
     GENERATIONS,
     Call,
@@ -35,11 +39,11 @@ from headway.front.requests import (
 )
 from headway.hosts.envoy.accounting import AnswerAccount, headers_of
 from headway.hosts.envoy.config import EppConfig, ObjectiveSpec
+from headway.hosts.envoy.desk import Answer, Asked, Desk, Served
 from headway.hosts.envoy.messages import BUFFERED, FULL_DUPLEX_STREAMED
-from headway.hosts.envoy.picks import Answer, Picks, Served
 from headway.hosts.envoy.replies import SUBSET, SUBSET_NAMESPACE, Replies
 
-__all__ = ["Context", "Streams"]
+__all__ = ["Context", "Streams", "Tools"]
 
 PROFILE_HEADER = "epp-profile"
 FLOW_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
@@ -69,13 +73,25 @@ class _ProtocolError(Exception):
     """Envoy is not set up as it has to be, or is no Envoy."""
 
 
-class Streams:
-    """Serves ext_proc streams. `refused(path, request_id, refusal)` hears of requests refused at the door."""
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What all streams of a process use. `refused(path, request_id, refusal)` hears of requests refused at
+    the door; `reads_prefixes`: whether the policy looks at prefixes.
+    """
 
-    def __init__(self, config: EppConfig, picks: Picks, refused: Callable[[str, str, Refusal], None]) -> None:
-        self._config = config
-        self._picks = picks
-        self._refused = refused
+    config: EppConfig
+    desk: Desk
+    lengths: Lengths
+    clock: Callable[[], float]
+    refused: Callable[[str, str, Refusal], None]
+    reads_prefixes: bool = False
+
+
+class Streams:
+    """Serves ext_proc streams."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
         self._boot = secrets.token_hex(4)
         self._numbers = count(1)
         self.open = 0
@@ -84,7 +100,7 @@ class Streams:
         """Serve one stream: the handler of `ExternalProcessor.Process`."""
         self.open += 1
         try:
-            await _Stream(self._config, self._picks, context, self._refused, self._name).run()
+            await _Stream(self._tools, context, self._name).run()
         except _ProtocolError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         finally:
@@ -95,22 +111,16 @@ class Streams:
 
 
 class _Stream:
-    def __init__(
-        self,
-        config: EppConfig,
-        picks: Picks,
-        context: Context,
-        refused: Callable[[str, str, Refusal], None],
-        name: Callable[[], str],
-    ) -> None:
-        self._config = config
-        self._picks = picks
+    def __init__(self, tools: Tools, context: Context, name: Callable[[], str]) -> None:
+        self._tools = tools
+        self._config = tools.config
+        self._desk = tools.desk
         self._context = context
-        self._refused = refused
         self._name = name
         self._replies = Replies()
         self._full_duplex = self._answer_full_duplex = True
-        self._by_response = config.accounting.by == "response"
+        self._by_response = tools.config.accounting.by == "response"
+        self._prompt_bytes = 0
 
     async def run(self) -> None:
         """Answer the request, then see its answer by."""
@@ -126,7 +136,7 @@ class _Stream:
             answer = await self._answer(headers, subset, ends)
         except Refusal as refusal:
             path = headers.get(":path", "")
-            self._refused(path, headers.get("x-request-id", ""), refusal)
+            self._tools.refused(path, headers.get("x-request-id", ""), refusal)
             await self._context.write(self._replies.refusal(refusal))
             return
         await self._see_by(answer)
@@ -154,7 +164,7 @@ class _Stream:
         if ends:
             if generates:
                 raise bad_request("The request has no body.", code="invalid_json")
-            answer = self._picks.aside(phase, subset)
+            answer = await self._desk.aside(phase, subset)
             await self._tell(answer, headers, [self._replies.destination(answer, {}, at_body=False)])
             return answer.key
         if not self._full_duplex:
@@ -164,7 +174,7 @@ class _Stream:
             answer, passed = await self._hold(headers, plain_path(unquote(path)), pieces, phase, subset)
         else:
             check_passed_on(b"".join(pieces))
-            answer, passed = self._picks.aside(phase, subset), {}
+            answer, passed = await self._desk.aside(phase, subset), {}
         at_body = not self._full_duplex
         replies = [self._replies.destination(answer, passed, at_body=at_body)]
         if self._full_duplex:
@@ -181,13 +191,13 @@ class _Stream:
         Envoy resets the stream when it has read what it needs, so that being cancelled here says nothing: its
         log does. Where there is none the stream is all that tells.
         """
-        self._picks.told(answer.key, headers.get("x-request-id", ""))
+        self._desk.told(answer.key, headers.get("x-request-id", ""))
         try:
             for reply in replies:
                 await self._context.write(reply)
         except BaseException:
             if self._by_response:
-                self._picks.over(answer.key, Served(0))
+                self._desk.over(answer.key, Served(0))
             raise
 
     async def _read_body(self) -> tuple[list[bytes], bool]:
@@ -234,23 +244,58 @@ class _Stream:
         slo, priority = read_targets(headers, objective.over(self._config.slo).slo())
         if "x-priority" not in headers:
             priority = objective.priority
-        call = _read(path, pieces, phase)
-        size = sum(map(len, pieces))
-        if not self._full_duplex:
-            pieces.clear()  # Envoy has it
         request_id, passed = self._request_id(headers), targets_for_engines(headers)
         if phase is Role.DECODE:
-            del call
+            _read(path, pieces, phase)
+            self._let_go(pieces)
             await self._ask_for_time()
-            return await self._picks.second(request_id, subset), passed
-        beside = self._picks.within(subset, phase)
-        if beside is not None:
-            return beside, passed
+            return await self._desk.second(request_id, subset), passed
         flow = next((headers[each][:MOST_FLOW] for each in FLOW_HEADERS if each in headers), "")
+        asked = await self._measure(path, pieces, request_id, slo, priority, flow, phase, subset)
+        self._let_go(pieces)
         await self._ask_for_time()
-        pick = await self._picks.take_in(call, request_id, slo, priority, size=size, flow=flow)
-        del call  # its body and texts: none of it is needed any more
-        return await self._picks.hold(pick, phase, subset), passed
+        return await self._desk.place(asked), passed
+
+    async def _measure(
+        self,
+        path: str,
+        pieces: list[bytes],
+        request_id: str,
+        slo: Slo,
+        priority: int,
+        flow: str,
+        phase: Role | None,
+        subset: frozenset[str] | None,
+    ) -> Asked:
+        """Read a body; return what is kept of it."""
+        arrived_s, lengths = self._tools.clock(), self._tools.lengths
+        call = _read(path, pieces, phase)
+        tokens = max(1, await lengths.measure(call))
+        prefix, block_tokens = prefix_of(call, tokens) if self._tools.reads_prefixes else ((), 0)
+        self._prompt_bytes = call.prompt_bytes
+        return Asked(
+            request_id,
+            arrived_s,
+            call.path,
+            call.model,
+            call.stream,
+            call.max_tokens,
+            tokens,
+            lengths.exact(call),
+            slo,
+            priority,
+            size=sum(map(len, pieces)),
+            flow=flow,
+            phase=phase,
+            subset=subset,
+            prefix=prefix,
+            block_tokens=block_tokens,
+        )
+
+    def _let_go(self, pieces: list[bytes]) -> None:
+        """Keep no body that Envoy keeps."""
+        if not self._full_duplex:
+            pieces.clear()
 
     async def _ask_for_time(self) -> None:
         """Where Envoy's clock runs, ask it to wait as long as a request may be held."""
@@ -269,7 +314,7 @@ class _Stream:
 
     async def _see_by(self, key: str) -> None:
         """Let the engine's answer pass, where it comes by here, until the stream ends."""
-        account = AnswerAccount(self._picks, key) if self._by_response else None
+        account = AnswerAccount(self._desk, key, self._learn) if self._by_response else None
         try:
             while (message := await self._next()) is not None:
                 reply = self._replies.response(message, full_duplex=self._answer_full_duplex)
@@ -280,6 +325,10 @@ class _Stream:
         finally:
             if account is not None:
                 account.end()
+
+    def _learn(self, prompt_tokens: int) -> None:
+        """Take in what the engine counted."""
+        self._tools.lengths.learn(self._prompt_bytes, prompt_tokens)
 
     async def _next(self) -> Any:
         message = await self._context.read()

@@ -99,7 +99,8 @@ class Serving:
         known = self._workers.models()
         check_model(call.model, known)
         tokens = max(1, await self._lengths.measure(call))
-        check_length(call, tokens, known, self._lengths, self._config.server.max_prompt_tokens)
+        most = self._config.server.max_prompt_tokens
+        check_length(call.model, tokens, known, most, exact=self._lengths.exact(call))
         trace = self._tracing.begin(call.path, headers, arrived_s)
         passed_on = self._to_engines(headers, trace)
         # Two clients may choose one id; engines and policies need one for each request.
@@ -222,7 +223,7 @@ class Serving:
         self.buffer.done()
         flight.ended_s = self._clock()
         if flight.prompt_tokens is not None:
-            self._lengths.learn(flight.call, flight.prompt_tokens)
+            self._lengths.learn(flight.call.prompt_bytes, flight.prompt_tokens)
         try:
             if not flight.over and flight.refusal is None:
                 self._driver.feed(Cancelled(flight.request.id))
