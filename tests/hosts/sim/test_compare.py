@@ -165,3 +165,8 @@ def test_a_trace_whose_first_rows_come_at_once_is_compared(tmp_path):
     trace.write_text("timestamp,input_tokens,output_tokens\n" + "\n".join(rows) + "\n")
     result = headway.compare(trace=trace, policies=["least-tokens"], load=[0.1], workers=1)
     assert result.runs[0].completed == 6
+
+
+def test_a_single_name_is_a_list_of_one():
+    named = small(policies="round-robin", batch="fair")
+    assert [(run.policy, run.batch) for run in named.runs] == [("round-robin", "fair")]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from headway.core.errors import ConfigError
 from headway.hosts.sim.compare import default_batch, default_policies
 from headway.hosts.sim.jobs import Job, Kept, Progress, run_jobs
-from headway.hosts.sim.setup import Setup, Task, check_policies, command_line, prepare, seed_range
+from headway.hosts.sim.setup import Setup, Task, check_policies, command_line, names, prepare, seed_range
 from headway.hosts.sim.workers import Where
 from headway.model.cluster import ClusterSpec
 from headway.report.confidence import estimate
@@ -71,8 +71,8 @@ def capacity(
         slo_ttft_s=slo_ttft_s,
         slo_tpot_s=slo_tpot_s,
     )
-    policies = list(policies) if policies is not None else default_policies(setup.cluster)
-    batch = list(batch) if batch is not None else default_batch(setup.cluster)
+    policies = names(policies) if policies is not None else default_policies(setup.cluster)
+    batch = names(batch) if batch is not None else default_batch(setup.cluster)
     check_policies(setup.cluster, policies, batch)
     seed_list = seed_range(seed, seeds)
     pairs = [(p, b) for p in policies for b in batch]

@@ -17,6 +17,7 @@ from headway.hosts.sim.setup import (
     Task,
     check_policies,
     command_line,
+    names,
     prepare,
     rates,
     seed_range,
@@ -100,8 +101,8 @@ def compare(
         slo_ttft_s=slo_ttft_s,
         slo_tpot_s=slo_tpot_s,
     )
-    policies = list(policies) if policies is not None else default_policies(setup.cluster)
-    batch = list(batch) if batch is not None else default_batch(setup.cluster)
+    policies = names(policies) if policies is not None else default_policies(setup.cluster)
+    batch = names(batch) if batch is not None else default_batch(setup.cluster)
     check_policies(setup.cluster, policies, batch)
     pairs = rates(setup, load, rps)
     seed_list = seed_range(seed, seeds)

@@ -32,6 +32,7 @@ __all__ = [
     "check_policies",
     "check_positive",
     "command_line",
+    "names",
     "prepare",
     "rates",
     "seed_range",
@@ -167,6 +168,11 @@ def prepare(
     arrivals = arrivals or ("recorded" if trace is not None else "poisson")
     make_items(source, rps=1.0, arrivals=arrivals, requests=requests, seed=0)  # speak up now, not in a worker
     return Setup(spec, source, arrivals, requests, slo, _workload_sha(source))
+
+
+def names(given: Sequence[str]) -> list[str]:
+    """Return names as a list. A text is one name, and not (as Python has it) a sequence of letters."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 def check_policies(cluster: ClusterSpec, policies: Sequence[str], batch: Sequence[str]) -> None:

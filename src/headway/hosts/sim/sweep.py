@@ -15,7 +15,16 @@ from typing import Any
 
 from headway.core.errors import ConfigError
 from headway.hosts.sim.jobs import Failure, Job, Kept, Progress, try_jobs
-from headway.hosts.sim.setup import Setup, Task, check_policies, command_line, prepare, rates, seed_range
+from headway.hosts.sim.setup import (
+    Setup,
+    Task,
+    check_policies,
+    command_line,
+    names,
+    prepare,
+    rates,
+    seed_range,
+)
 from headway.hosts.sim.workers import Where
 from headway.model.cluster import ClusterSpec
 from headway.model.topology import Refusal, Topology, topologies
@@ -95,6 +104,7 @@ def sweep(
         slo_ttft_s=slo_ttft_s,
         slo_tpot_s=slo_tpot_s,
     )
+    policies, batch = names(policies), names(batch)
     check_policies(first, policies, batch)
     seed_list = seed_range(seed, seeds)
     setups = {topology: replace(shared, cluster=cluster) for topology, cluster in clusters.items()}
