@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import envoys
-from benchmarks.children import HEADWAY, allow_open_files, child, cpu_s, mock_engines, rss_bytes
+from benchmarks.children import HEADWAY, allow_open_files, child, cpu_s, family, mock_engines, rss_bytes
 from benchmarks.envoys import envoy
 from benchmarks.http_client import Client
 from benchmarks.mock_engine import answer
@@ -74,11 +74,17 @@ class Picker(NamedTuple):
 
 @contextmanager
 def picker(
-    engines: Sequence[str], policy: str, *, before: Callable[[], None] | None = None, **tables: Any
+    engines: Sequence[str],
+    policy: str,
+    *,
+    processors: int = 1,
+    before: Callable[[], None] | None = None,
+    **tables: Any,
 ) -> Iterator[Picker]:
     """Run `headway epp` before these engines, in plain text, logging warnings only."""
+    server = {"host": "127.0.0.1", "grpc_port": 0, "grpc_health_port": 0, "models": ["mock"]}
     data = {
-        "server": {"host": "127.0.0.1", "grpc_port": 0, "grpc_health_port": 0, "models": ["mock"]},
+        "server": server | {"processors": processors},
         "metrics": {"host": "127.0.0.1", "port": 0},
         "instances": [{"name": f"engine-{n}", "url": url} for n, url in enumerate(engines)],
         "policy": {"cluster": policy},
@@ -112,12 +118,15 @@ def running(data: dict[str, Any], *, before: Callable[[], None] | None = None) -
 
 
 class Cost(NamedTuple):
-    """Of one setting: requests per second, and CPU seconds per request of Envoy and of the picker."""
+    """Of one setting: requests per second, and CPU seconds per request of Envoy, of the picker's process that
+    decides, and of its others together.
+    """
 
     setting: str
     rps: float
     envoy_s: float
     picker_s: float | None
+    others_s: float | None = None
 
 
 async def load(url: str, given: argparse.Namespace, seconds: float) -> int:
@@ -146,12 +155,19 @@ async def load(url: str, given: argparse.Namespace, seconds: float) -> int:
 def cost(name: str, given: argparse.Namespace, front: envoys.Envoy, picks: Picker | None) -> Cost:
     """Warm up, then measure one setting."""
     uvloop.run(load(front.url, given, WARM_UP_S))
-    began_s, envoy_s = time.monotonic(), cpu_s(front.pid)
-    picker_s = cpu_s(picks.pid) if picks else 0.0
+    others = family(picks.pid)[1:] if picks else []
+    began_s, before_s = time.monotonic(), _used_s(front, picks, others)
     answered = uvloop.run(load(front.url, given, given.seconds))
     took_s = time.monotonic() - began_s
-    used_s = None if picks is None else (cpu_s(picks.pid) - picker_s) / answered
-    return Cost(name, answered / took_s, (cpu_s(front.pid) - envoy_s) / answered, used_s)
+    envoy_s, picker_s, others_s = (
+        (after - before) / answered
+        for after, before in zip(_used_s(front, picks, others), before_s, strict=True)
+    )
+    return Cost(name, answered / took_s, envoy_s, picker_s if picks else None, others_s if others else None)
+
+
+def _used_s(front: envoys.Envoy, picks: Picker | None, others: Sequence[int]) -> tuple[float, float, float]:
+    return cpu_s(front.pid), cpu_s(picks.pid) if picks else 0.0, sum(map(cpu_s, others))
 
 
 def costs(given: argparse.Namespace, engines: list[str]) -> Iterator[Cost]:
@@ -167,6 +183,12 @@ def costs(given: argparse.Namespace, engines: list[str]) -> Iterator[Cost]:
     known["lb_policy"] = "LEAST_REQUEST"
     with envoy(alone) as front:
         yield cost("Envoy alone", given, front, None)
+    if given.processors:
+        with picker(engines, given.policy, processors=given.processors) as picks:
+            asked = json.loads(json.dumps(config))
+            envoys.before_picker(asked, picks.port)
+            with envoy(asked) as front:
+                yield cost(f"picker, access log, full, {given.processors} processes", given, front, picks)
     for by, name in (("access-log", "picker, access log"), ("response", "picker, answers pass by")):
         for bodies in ("FULL_DUPLEX_STREAMED", "BUFFERED"):
             with picker(engines, given.policy, accounting={"by": by}) as picks:
@@ -189,10 +211,10 @@ def _set(config: dict[str, Any], bodies: str, by: str) -> None:
 
 def show(rows: Sequence[Cost]) -> None:
     """Print the table."""
-    table = Table("", "requests/s", "Envoy, CPU per request", "picker, CPU per request")
+    table = Table("", "requests/s", "Envoy, CPU per request", "picker, who decides", "its other processes")
     for row in rows:
-        picks = "" if row.picker_s is None else f"{1e3 * row.picker_s:.2f} ms"
-        table.add_row(row.setting, f"{row.rps:.0f}", f"{1e3 * row.envoy_s:.2f} ms", picks)
+        cells = ["" if each is None else f"{1e3 * each:.2f} ms" for each in row[2:]]
+        table.add_row(row.setting, f"{row.rps:.0f}", *cells)
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
@@ -280,6 +302,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--prompt-bytes", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=32, help="events of an answer")
     parser.add_argument("--policy", default="least-requests")
+    parser.add_argument(
+        "--processors", type=int, help="also with so many processes before the one that decides"
+    )
     parser.add_argument("--held", type=int, help="hold so many at once, in place of the costs")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     return parser.parse_args()
