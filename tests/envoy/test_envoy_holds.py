@@ -13,7 +13,7 @@ GATE = "gate:Gate"
 
 
 def let_go(front):
-    front.picker._policy.shut = False
+    front.picker.scheduler.policy.shut = False
     front.picker.driver.feed(TimerFired())
 
 

@@ -15,7 +15,7 @@ TWO = {"processors": 2}
 
 
 def let_go(front):
-    front.picker._policy.shut = False
+    front.picker.scheduler.policy.shut = False
     front.picker.driver.feed(TimerFired())
 
 

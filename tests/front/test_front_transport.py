@@ -199,10 +199,10 @@ def test_no_file_left_to_connect_with_is_not_the_engines_fault(monkeypatch):
             async def none_left(*args, **kwargs):
                 raise OSError(errno.EMFILE, "Too many open files")
 
-            for idle in front._transport._idle.values():
+            for idle in front.scheduler.transport._idle.values():
                 idle.clear()
             loop = SimpleNamespace(create_connection=none_left, time=time.monotonic)
-            monkeypatch.setattr(front._transport, "_loop", loop)
+            monkeypatch.setattr(front.scheduler.transport, "_loop", loop)
             status, headers, body = await chat(client)
             assert (status, error_of(body)) == (503, "engine_unavailable") and "Retry-After" in headers
             async with client.post("/v1/embeddings", json={}) as answer:

@@ -217,7 +217,7 @@ class Loaded:
             "buffer.bytes": buffer.bytes,
             "buffer.in_flight": buffer.in_flight,
             "legs": sum(len(worker.legs) for worker in front.workers),
-            "connections": len(front._transport.connections),
+            "connections": len(front.scheduler.transport.connections),
             "gauges": _sum(shown, "headway_held_requests", "headway_held_tokens", "headway_held_bytes")
             + _sum(shown, "headway_in_flight_requests", "headway_worker_legs"),
             "at engines": await self.at_engines(),

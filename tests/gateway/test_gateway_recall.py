@@ -24,7 +24,7 @@ def test_the_client_gets_one_answer_and_no_byte_twice(stream):
             asked = asyncio.create_task(chat(client, stream=stream))
             await until(lambda: engine.requests)
             (flight,) = front.workers.named("engine-0").legs
-            (connection,) = front._transport.connections
+            (connection,) = front.scheduler.transport.connections
             came = connection.data_received
 
             def comes_and_is_recalled(data):

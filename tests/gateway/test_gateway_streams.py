@@ -294,7 +294,7 @@ def test_both_sides_are_without_nagles_delay():
             engine.more.clear()
             answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
             await answer.content.readany()
-            to_engines = [connection._transport for connection in front._transport.connections]
+            to_engines = [connection._transport for connection in front.scheduler.transport.connections]
             to_clients = [c._transport for c in front._listeners[0].connections]
             assert to_engines and to_clients
             for transport in to_engines + to_clients:

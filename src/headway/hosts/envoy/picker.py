@@ -12,23 +12,16 @@ from typing import Self
 import grpc
 from prometheus_client import Counter, Gauge
 
-from headway.core.events import Event
-from headway.front.access import Keys
-from headway.front.admin import AdminSide
-from headway.front.discovery import Discovery, create_source
-from headway.front.driver import Driver, Observer
+from headway.front.driver import Observer
 from headway.front.errors import Refusal
-from headway.front.lease import create_elector
 from headway.front.lengths import Lengths
 from headway.front.listener import Listener
 from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
 from headway.front.over import Over
-from headway.front.policy import create_policy
 from headway.front.process import run
 from headway.front.protocol import Handler, HttpRequest, HttpResponse, json_answer
-from headway.front.transport import HttpTransport
-from headway.front.workers import Workers
+from headway.front.scheduler import Scheduler
 from headway.hosts.envoy.config import EppConfig
 from headway.hosts.envoy.health import Health
 from headway.hosts.envoy.picks import Picks
@@ -62,16 +55,11 @@ class Picker:
         self._access_log = AccessLog()
         self._observers = [self.metrics.observe, *observers]
         self._on_done = [self.metrics.done, self._access_log.done, *on_done]
-        self._admin_keys = Keys(config.secret(config.admin.token_env, "admin.token_env"))
-        engine_key = config.secret(config.engine_api_key_env, "engine_api_key_env")
-        self._engine_headers = {} if engine_key is None else {"Authorization": f"Bearer {engine_key}"}
         self._pem = pem_of(config.tls)
         self._lengths = Lengths(config.server.tokenizer)
-        self._source = create_source(config)
-        self._policy = create_policy(config)
-        self.elector = create_elector(
-            config, clock=lambda: self._loop.time(), feed=self._feed, on_lead=lambda: self.workers.lead()
-        )
+        engine_key = config.secret(config.engine_api_key_env, "engine_api_key_env")
+        self.scheduler = Scheduler(config, engine_key=engine_key)
+        self.elector = self.scheduler.elector
         self._health_server: grpc.aio.Server | None = None
         self._listeners: list[Listener] = []
         self.draining = False
@@ -94,9 +82,7 @@ class Picker:
         self._build()
         server = self.config.server
         try:
-            await self.workers.start()
-            await self._discovery.start()
-            await self.elector.start()
+            await self.scheduler.start()
             await self.health.start()
             self.grpc_port = await self.processor.start(server.grpc_port)
             if server.grpc_health_port is not None:
@@ -135,43 +121,23 @@ class Picker:
         self._listeners = []
         self.picks.stop()
         await self.health.stop()
-        await self.elector.stop()
-        await self._discovery.stop()
-        await self.workers.stop()
-        self.driver.stop()
-        await self._transport.close()
+        await self.scheduler.stop()
 
     def ready(self) -> bool:
         """Whether to be sent requests."""
         return self.workers.ready() and self.elector.leads() and not self.draining
 
     async def reload(self, config: EppConfig) -> None:
-        """Make the workers those of a new configuration; the rest of it needs a restart. Engines that are
-        found stay as they are.
-        """
-        if self.config.discovery is None:
-            await self.workers.reconcile(config.instances, timeout_s=self.config.server.drain_timeout_s)
+        """See `Scheduler.reload`."""
+        await self.scheduler.reload(config)
 
     def _build(self) -> None:
         config, self._loop = self.config, asyncio.get_running_loop()
-        clock, call_at = self._loop.time, self._loop.call_at
-        self._transport = HttpTransport(connect_timeout_s=config.limits.connect_timeout_s)
-        self.workers = Workers(
-            config,
-            self._transport,
-            self._feed,
-            clock=clock,
-            call_at=call_at,
-            engine_headers=self._engine_headers,
-            fence=self.elector.headers,
-        )
-        self._discovery = Discovery(self._source, self.workers, timeout_s=config.server.drain_timeout_s)
         observers = list(self._observers)
         if config.accounting.by == "events":
             observers.append(lambda now, event, actions: self.picks.reported(now, event, actions))
-        self.driver = Driver(
-            self._policy, clock=clock, call_at=call_at, poll=self.workers.poll, observers=observers
-        )
+        self.scheduler.build(observers)
+        self.workers, self.driver = self.scheduler.workers, self.scheduler.driver
         oddities = Counter(
             "headway_picker_oddities",
             "What did not go as it should, by a word (docs/epp.md)",
@@ -183,8 +149,8 @@ class Picker:
             self.driver,
             self.workers,
             elector=self.elector,
-            clock=clock,
-            call_at=call_at,
+            clock=self._loop.time,
+            call_at=self._loop.call_at,
             on_done=self._done,
             count_as=lambda what: oddities.labels(what).inc(),
         )
@@ -193,7 +159,7 @@ class Picker:
         self.metrics.watch(self.picks.buffer, self.workers, self.elector)
         self._gauge("headway_picker_streams", "ext_proc streams that are open", lambda: self.processor.open)
         self._gauge("headway_picker_under_way", "Requests Envoy has", lambda: self.picks.under_way)
-        self.admin = AdminSide(self.workers, self.driver, self.metrics, self._admin_keys)
+        self.admin = self.scheduler.admin(self.metrics)
 
     def _create_processor(self) -> Processor | Processors:
         """Build what speaks with Envoy."""
@@ -212,9 +178,6 @@ class Picker:
 
     def _gauge(self, name: str, doc: str, read: Callable[[], float]) -> None:
         Gauge(name, doc, registry=self.metrics.registry).set_function(read)
-
-    def _feed(self, event: Event) -> None:
-        self.driver.feed(event)
 
     def _done(self, over: Over, status: int) -> None:
         for hear in self._on_done:

@@ -10,23 +10,17 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-from headway.core.events import Event
 from headway.front.access import Keys
-from headway.front.admin import AdminSide
-from headway.front.discovery import Discovery, create_source
-from headway.front.driver import Driver, Observer
+from headway.front.driver import Observer
 from headway.front.errors import Refusal
-from headway.front.lease import create_elector
 from headway.front.lengths import Lengths
 from headway.front.listener import Listener
 from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
-from headway.front.policy import create_policy
 from headway.front.process import run
 from headway.front.protocol import Handler, HttpRequest, HttpResponse
+from headway.front.scheduler import Scheduler
 from headway.front.tls import tls_context
-from headway.front.transport import HttpTransport
-from headway.front.workers import Workers
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.flight import Flight
 from headway.hosts.gateway.live import Live
@@ -72,16 +66,11 @@ class Gateway:
             *on_done,
         ]
         self._keys = Keys(config.secret(config.auth.api_keys_env, "auth.api_keys_env"))
-        self._admin_keys = Keys(config.secret(config.admin.token_env, "admin.token_env"))
-        engine_key = config.secret(config.auth.engine_api_key_env, "auth.engine_api_key_env")
-        self._engine_headers = {} if engine_key is None else {"Authorization": f"Bearer {engine_key}"}
         self._tls = None if config.tls is None else tls_context(config.tls)
         self._lengths = Lengths(config.server.tokenizer)
-        self._source = create_source(config)
-        self._policy = create_policy(config)
-        self.elector = create_elector(
-            config, clock=lambda: self._loop.time(), feed=self._feed, on_lead=lambda: self.workers.lead()
-        )
+        engine_key = config.secret(config.auth.engine_api_key_env, "auth.engine_api_key_env")
+        self.scheduler = Scheduler(config, engine_key=engine_key)
+        self.elector = self.scheduler.elector
         self._listeners: list[Listener] = []
         self.url = ""
         self.admin_url: str | None = None
@@ -100,9 +89,7 @@ class Gateway:
         """Listen, and check every engine once. Raises ConfigError when an address cannot be bound."""
         self._build()
         try:
-            await self.workers.start()
-            await self._discovery.start()
-            await self.elector.start()
+            await self.scheduler.start()
             server = self.config.server
             self.url = await self._listen(self.public, server.host, server.port, self._tls)
             admin = self.config.admin
@@ -135,11 +122,7 @@ class Gateway:
         for listener in self._listeners:
             await listener.close()
         self._listeners = []
-        await self.elector.stop()
-        await self._discovery.stop()
-        await self.workers.stop()
-        self.driver.stop()
-        await self._transport.close()
+        await self.scheduler.stop()
         await self._tracing.close()
 
     @property
@@ -149,49 +132,34 @@ class Gateway:
         return None if base is None else f"{base}/"
 
     async def reload(self, config: GatewayConfig) -> None:
-        """Make the workers those of a new configuration; the rest of it needs a restart. Engines that are
-        found stay as they are.
-        """
-        if self.config.discovery is not None:
-            return
-        await self.workers.reconcile(config.instances, timeout_s=self.config.server.drain_timeout_s)
+        """See `Scheduler.reload`."""
+        await self.scheduler.reload(config)
 
     def _build(self) -> None:
         config, self._loop = self.config, asyncio.get_running_loop()
-        clock, call_at = self._loop.time, self._loop.call_at
-        self._transport = HttpTransport(connect_timeout_s=config.limits.connect_timeout_s)
-        self.workers = Workers(
-            config,
-            self._transport,
-            self._feed,
-            clock=clock,
-            call_at=call_at,
-            engine_headers=self._engine_headers,
-            fence=self.elector.headers,
-        )
-        self._discovery = Discovery(self._source, self.workers, timeout_s=config.server.drain_timeout_s)
-        self.driver = Driver(
-            self._policy, clock=clock, call_at=call_at, poll=self.workers.poll, observers=self._observers
-        )
+        clock = self._loop.time
+        scheduler = self.scheduler
+        scheduler.build(self._observers)
+        self.workers, self.driver = scheduler.workers, scheduler.driver
         self.serving = Serving(
             config,
             self.driver,
             self.workers,
-            self._transport,
+            scheduler.transport,
             self._lengths,
             elector=self.elector,
             clock=clock,
-            engine_headers=self._engine_headers,
+            engine_headers=scheduler.engine_headers,
             on_done=self._done,
             on_retry=self.metrics.retried,
             tracing=self._tracing,
         )
         passthrough = Passthrough(
             self.workers,
-            self._transport,
+            scheduler.transport,
             self.serving.buffer,
             config.limits,
-            engine_headers=self._engine_headers,
+            engine_headers=scheduler.engine_headers,
             keep_authorization=config.auth.api_keys_env is None,
         )
         self.metrics.watch(self.serving.buffer, self.workers, self.elector)
@@ -207,17 +175,14 @@ class Gateway:
         )
         if config.worker_api.enabled:
             self.public.routes |= WorkerApi(config, self.workers, self._keys).routes
-        self.admin = AdminSide(self.workers, self.driver, self.metrics, self._admin_keys)
+        self.admin = scheduler.admin(self.metrics)
         live = Live(config, self._seen, self.driver, self.workers, self.serving.buffer, self.elector)
         with_token = config.admin.token_env is not None
-        self._page = Page(live, self._admin_keys, clock=clock, needs_token=with_token)
+        self._page = Page(live, scheduler.admin_keys, clock=clock, needs_token=with_token)
         self.admin.routes |= self._page.routes
         self.admin.open_routes |= self._page.open_routes
         if page_is_public(config):
             self.public.routes |= self._page.routes
-
-    def _feed(self, event: Event) -> None:
-        self.driver.feed(event)
 
     async def _numbers(self, request: HttpRequest) -> HttpResponse | None:
         """Answer on the bind for metrics, where nothing else is to be had."""
