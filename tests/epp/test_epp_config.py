@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headway.cli import app
+from headway.cli.epp import _seconds
 from headway.core.cluster.paired import Paired
 from headway.core.errors import ConfigError
 from headway.front.policy import create_policy
@@ -84,7 +85,7 @@ def test_a_sound_file_is_said_to_be_sound(file):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which engines? say --config FILE or --pool-name NAME"),
+        ([], "which engines? say --config FILE, --pool-name NAME or --endpoint-selector"),
         (["--config", "none.toml"], "none.toml: cannot read the picker file"),
         (["--config", "FILE", "--policy", "stagered"], "did you mean 'staggered'"),
         (
@@ -99,3 +100,32 @@ def test_a_sound_file_is_said_to_be_sound(file):
 def test_bad_arguments_are_one_line_and_exit_status_2(file, arguments, message):
     result = headway_(*[str(file) if each == "FILE" else each for each in arguments], "--check")
     assert result.exit_code == 2 and message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30.0), ("45", 45.0), ("1m30s", 90.0), ("500ms", 0.5), ("1h", 3600.0)]
+)
+def test_a_drain_timeout_is_read_as_go_writes_durations(text, seconds):
+    assert _seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--drain-timeout", "soon"), "--drain-timeout: not a duration as 30s or 1m30s: 'soon'"),
+        (("--drain-timeout", ""), "--drain-timeout: not a duration"),
+        (("--endpoint-target-ports", "80,http"), "--endpoint-target-ports: not ports with commas between"),
+        (("--endpoint-target-ports", "80,80"), "target_ports has a port twice"),
+        (("--pool-name", "p"), "needs one of file, pool and selector, and has pool and selector"),
+    ],
+)
+def test_nonsense_in_llm_ds_flags_is_one_line(arguments, said):
+    ports = () if "--endpoint-target-ports" in arguments else ("--endpoint-target-ports", "8000")
+    result = headway_("--endpoint-selector", "app=vllm", "--check", *ports, *arguments)
+    assert result.exit_code == 2 and said in result.stderr
+
+
+def test_engines_by_selector_need_no_file():
+    flags = ("--endpoint-selector", "app=vllm,!canary", "--endpoint-target-ports", "8000,8001")
+    result = headway_(*flags, "--pool-namespace", "llm", "--processors", "2", "--check")
+    assert result.exit_code == 0, result.output

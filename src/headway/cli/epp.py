@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,13 @@ def epp(
     pool_namespace: Annotated[
         str | None, option("Its namespace [dim](default: this pod's)[/].", _POOL, metavar="NAME")
     ] = None,
+    endpoint_selector: Annotated[
+        str | None,
+        option("Without a pool: a label selector of the engines' pods.", _POOL, metavar="app=NAME"),
+    ] = None,
+    endpoint_target_ports: Annotated[
+        str | None, option("The ports of such a pod, a rank each.", _POOL, metavar="8000,8001")
+    ] = None,
     host: Annotated[str | None, option("Address [dim](default: 0.0.0.0)[/].", _WHERE)] = None,
     grpc_port: Annotated[
         int | None,
@@ -65,6 +73,19 @@ def epp(
     cert_path: Annotated[
         Path | None, option("A folder with tls.crt and tls.key.", _WHERE, metavar="FOLDER")
     ] = None,
+    processors: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that speak with Envoy [dim](default: 1)[/].",
+            rich_help_panel=_WHERE,
+            min=1,
+            max=64,
+        ),
+    ] = None,
+    drain_timeout: Annotated[
+        str | None,
+        option("How long SIGTERM waits [dim](default: 30s)[/].", _WHERE, metavar="DURATION"),
+    ] = None,
     log_level: Annotated[
         str | None, option("debug, info, warning or error.", "Logs", metavar="LEVEL")
     ] = None,
@@ -84,16 +105,27 @@ def epp(
     """
     need_extra("envoy", "httptools", "msgspec", "prometheus_client", "zmq", "google.protobuf", "grpc_health")
     said: dict[str, dict[str, Any]] = {
-        "server": {"host": host, "grpc_port": grpc_port, "grpc_health_port": grpc_health_port},
+        "server": {
+            "host": host,
+            "grpc_port": grpc_port,
+            "grpc_health_port": grpc_health_port,
+            "processors": processors,
+            "drain_timeout_s": None if drain_timeout is None else _seconds(drain_timeout),
+        },
         "metrics": {"port": metrics_port},
         "policy": {"cluster": policy},
         "logs": {"level": log_level},
-        "discovery": {"pool": pool_name, "namespace": pool_namespace},
+        "discovery": {
+            "pool": pool_name,
+            "namespace": pool_namespace,
+            "selector": endpoint_selector,
+            "target_ports": None if endpoint_target_ports is None else _ports(endpoint_target_ports),
+        },
         "tls": _tls(secure_serving, cert_path),
     }
     where = "command line" if config is None else str(config)
-    if config is None and pool_name is None:
-        raise ConfigError("which engines? say --config FILE or --pool-name NAME")
+    if config is None and pool_name is None and endpoint_selector is None:
+        raise ConfigError("which engines? say --config FILE, --pool-name NAME or --endpoint-selector")
 
     def read() -> "EppConfig":
         from headway.hosts.envoy import EppConfig
@@ -111,6 +143,25 @@ def epp(
         stdout().print(f"[green]sound:[/] {escape(about)}", soft_wrap=True, highlight=False)
     else:
         _run(picker, about, None if config is None else read)
+
+
+def _ports(text: str) -> list[int]:
+    """Read ports with commas between."""
+    try:
+        return [int(port) for port in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--endpoint-target-ports: not ports with commas between: {text!r}") from None
+
+
+def _seconds(text: str) -> float:
+    """Read a duration as Go writes it (1m30s, 500ms); a plain number is seconds."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?", text)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if found is None or not any(found.groups()):
+        raise ConfigError(f"--drain-timeout: not a duration as 30s or 1m30s: {text!r}")
+    hours, minutes, seconds, thousandths = (float(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds + thousandths / 1000
 
 
 def _tls(secure: bool | None, folder: Path | None) -> dict[str, Any]:

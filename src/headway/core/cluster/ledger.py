@@ -1,12 +1,10 @@
 """What a pool's policy believes of its instances: reports, and what was dispatched since.
 
 **Virtual state.** A rank's load is its last report plus every dispatch that report does not account for. A
-dispatch
-is added at decision time, numbered per instance, and leaves the sum when a report acknowledges its number: a
-late
-or reordered report can never erase load that was dispatched after it (SBS: multi-tier state synchronisation
-[P];
-the numbering is ours). Values an engine does not report are replaced by the ledger's own accounting.
+dispatch is added at decision time, numbered per instance, and leaves the sum when a report acknowledges its
+number: a late or reordered report can never erase load that was dispatched after it (SBS: multi-tier state
+synchronisation [P]; the numbering is ours). Values an engine does not report are replaced by the ledger's own
+accounting.
 """
 
 from collections import deque
