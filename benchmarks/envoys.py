@@ -73,6 +73,12 @@ def before_picker(config: dict[str, Any], picker_port: int) -> None:
     picker.pop("transport_socket", None)
 
 
+def spread(config: dict[str, Any], streams: int) -> None:
+    """Have a further connection to the picker where one has so many streams."""
+    options = next(iter(cluster(config, "picker")["typed_extension_protocol_options"].values()))
+    options["explicit_http_config"]["http2_protocol_options"]["max_concurrent_streams"] = streams
+
+
 def without_picker(config: dict[str, Any]) -> None:
     """Leave the picker out of a configuration."""
     manager = connections(config)

@@ -187,6 +187,7 @@ def costs(given: argparse.Namespace, engines: list[str]) -> Iterator[Cost]:
         with picker(engines, given.policy, processors=given.processors) as picks:
             asked = json.loads(json.dumps(config))
             envoys.before_picker(asked, picks.port)
+            envoys.spread(asked, given.concurrency // 8)
             with envoy(asked) as front:
                 yield cost(f"picker, access log, full, {given.processors} processes", given, front, picks)
     for by, name in (("access-log", "picker, access log"), ("response", "picker, answers pass by")):

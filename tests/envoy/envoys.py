@@ -82,6 +82,11 @@ class Envoy:
     def buffer_bodies(self):
         self.ext_proc["processing_mode"] |= {"request_body_mode": "BUFFERED", "request_trailer_mode": "SKIP"}
 
+    def spread(self, streams=16):
+        """Open a further connection to the picker where one has so many streams."""
+        options = next(iter(self.cluster("picker")["typed_extension_protocol_options"].values()))
+        options["explicit_http_config"]["http2_protocol_options"]["max_concurrent_streams"] = streams
+
     def send_answers(self):
         self.ext_proc["processing_mode"] |= {"response_header_mode": "SEND", "response_body_mode": "STREAMED"}
 

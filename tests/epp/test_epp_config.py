@@ -125,7 +125,8 @@ def test_nonsense_in_llm_ds_flags_is_one_line(arguments, said):
     assert result.exit_code == 2 and said in result.stderr
 
 
-def test_engines_by_selector_need_no_file():
+def test_engines_by_selector_need_no_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
     flags = ("--endpoint-selector", "app=vllm,!canary", "--endpoint-target-ports", "8000,8001")
     result = headway_(*flags, "--pool-namespace", "llm", "--processors", "2", "--check")
     assert result.exit_code == 0, result.output

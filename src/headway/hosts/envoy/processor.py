@@ -28,16 +28,15 @@ __all__ = ["Processor", "address", "listen"]
 
 #: What came over the wire beside a body, in one message.
 MESSAGE_ROOM_BYTES = 1 << 20
-#: Envoy opens a further connection when one has so many streams. Where several processes share the port, each
-#: connection is one's: a few make it uneven.
-SHARED_STREAMS = 32
 #: gRPC keeps new streams in a queue until they are asked for, and sheds them when it is long or they are old.
-#: Every stream is a held request here, bounded by `[limits]`, so that nothing may be shed below.
+#: Every stream is a held request here, bounded by `[limits]`, so that nothing may be shed below. Nor are streams
+#: of a connection bounded here: Envoy opens more before it has heard of a bound, and fails those.
 _MANY = 1 << 20
 _OPTIONS = (
     ("grpc.server.max_pending_requests", _MANY),
     ("grpc.server.max_pending_requests_hard_limit", _MANY),
     ("grpc.server_max_unrequested_time_in_server", 3600),
+    ("grpc.max_concurrent_streams", (1 << 31) - 1),
 )
 
 
@@ -60,14 +59,13 @@ class Processor:
 
     async def start(self, port: int) -> int:
         """Listen; return the port. Raises ConfigError when it cannot be bound."""
-        streams = SHARED_STREAMS if self._shared else (1 << 31) - 1
         self._server, bound = await listen(
             self._config,
             port,
             credentials(self._pem),
             self._health,
             handlers=self._handlers(),
-            options=(("grpc.max_concurrent_streams", streams), ("grpc.so_reuseport", int(self._shared))),
+            shared=self._shared,
         )
         return bound
 
@@ -113,13 +111,14 @@ async def listen(
     health: Health,
     *,
     handlers: tuple[Any, ...] = (),
-    options: tuple[tuple[str, int], ...] = (("grpc.so_reuseport", 0),),
+    shared: bool = False,
 ) -> tuple[grpc.aio.Server, int]:
     """Serve gRPC, health checks at least; return the server and its port. Raises ConfigError when the port
     cannot be bound.
     """
     limit = config.limits.max_body_bytes + MESSAGE_ROOM_BYTES
-    server = grpc.aio.server(options=(*_OPTIONS, ("grpc.max_receive_message_length", limit), *options))
+    own = (("grpc.max_receive_message_length", limit), ("grpc.so_reuseport", int(shared)))
+    server = grpc.aio.server(options=(*_OPTIONS, *own))
     add_HealthServicer_to_server(health.servicer, server)
     server.add_generic_rpc_handlers(handlers)
     where = address(config, port)

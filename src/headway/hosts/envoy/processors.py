@@ -33,6 +33,8 @@ __all__ = ["Child", "Processors"]
 
 log = logging.getLogger("headway.picker")
 
+#: What a processor has to know of the configuration: nothing of engines or policies.
+TABLES = {"server", "picker", "accounting", "slo", "limits", "objectives", "logs", "disaggregated"}
 #: A process that does not listen by then will not.
 START_TIMEOUT_S = 30.0
 #: One that ends is started again after this long, so that one that cannot start does not do so all the time.
@@ -127,7 +129,8 @@ class Processors:
                 await asyncio.wait((came, ended), return_when=asyncio.FIRST_COMPLETED)
                 if came.done():
                     certificate, key = self._pem or (b"", b"")
-                    config = json.dumps(self._config.model_dump(mode="json", exclude_unset=True)).encode()
+                    tables = self._config.model_dump(mode="json", exclude_unset=True, include=TABLES)
+                    config = json.dumps(tables).encode()
                     child.send(
                         wire.Start(
                             config, self._port, certificate, key, self._reads_prefixes, self._told_ready
