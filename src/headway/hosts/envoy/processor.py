@@ -29,8 +29,8 @@ __all__ = ["Processor", "address", "listen"]
 #: What came over the wire beside a body, in one message.
 MESSAGE_ROOM_BYTES = 1 << 20
 #: gRPC keeps new streams in a queue until they are asked for, and sheds them when it is long or they are old.
-#: Every stream is a held request here, bounded by `[limits]`, so that nothing may be shed below. Nor are streams
-#: of a connection bounded here: Envoy opens more before it has heard of a bound, and fails those.
+#: Every stream is a held request here, bounded by `[limits]`, so that nothing may be shed below. Nor are the
+#: streams of a connection bounded: Envoy opens more before it has heard of a bound, and fails those.
 _MANY = 1 << 20
 _OPTIONS = (
     ("grpc.server.max_pending_requests", _MANY),
