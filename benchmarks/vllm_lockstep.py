@@ -412,12 +412,9 @@ def fit(runs: Sequence[Measured], chunk_tokens: int) -> Fit:
     """
     with_prompts, without = [], []
     for run in runs:
-        for before, now in zip(run.passes, run.passes[1:], strict=False):
-            decodes = [_decodes(before, rank, chunk_tokens) for rank in range(RANKS)]
-            tokens = [ran + n for ran, n in zip(now.ran_tokens, decodes, strict=True)]
-            if any(tokens):
-                group = with_prompts if any(now.ran_tokens) else without
-                group.append((1.0, max(tokens), sum(tokens) / RANKS, now.duration_s))
+        for now, most, mean in _loads(run, chunk_tokens):
+            group = with_prompts if any(now.ran_tokens) else without
+            group.append((1.0, most, mean, now.duration_s))
     prefill, prefill_errors = _phase(np.array(with_prompts))
     decode, decode_errors = _phase(np.array(without))
     return Fit(
@@ -426,6 +423,27 @@ def fit(runs: Sequence[Measured], chunk_tokens: int) -> Fit:
         float(np.abs(prefill_errors).mean()),
         float(np.abs(decode_errors).mean()),
     )
+
+
+def pace(run: Measured, fitted: Fit, chunk_tokens: int) -> float:
+    """Return how long the passes of a run took beside the fit to all runs: 1.1 where the machine was 10%
+    slower than on average.
+    """
+    took_s = expected_s = 0.0
+    for now, most, mean in _loads(run, chunk_tokens):
+        costs = fitted.costs.prefill if any(now.ran_tokens) else fitted.costs.decode
+        took_s += now.duration_s
+        expected_s += costs.fixed_s + costs.token_s * most + costs.sync_token_s * mean
+    return took_s / expected_s if expected_s else math.nan
+
+
+def _loads(run: Measured, chunk_tokens: int) -> Iterator[tuple[Pass, int, float]]:
+    """Yield each pass that computed, the tokens of its fullest rank, and those of the mean one."""
+    for before, now in zip(run.passes, run.passes[1:], strict=False):
+        decodes = [_decodes(before, rank, chunk_tokens) for rank in range(RANKS)]
+        tokens = [ran + n for ran, n in zip(now.ran_tokens, decodes, strict=True)]
+        if any(tokens):
+            yield now, max(tokens), sum(tokens) / RANKS
 
 
 def _decodes(before: Pass, rank: int, chunk_tokens: int) -> int:
@@ -503,11 +521,12 @@ def simulated(cluster: ClusterSpec, one: Measured) -> Run | None:
 
 
 class Shown(NamedTuple):
-    """A run condensed, and what the simulator says of it."""
+    """A run condensed, what the simulator says of it, and how fast the machine was (`pace`)."""
 
     run: Run
     gaps_ms: dict[str, float]
     simulated: Run | None
+    pace: float
 
 
 def report(given: argparse.Namespace) -> None:
@@ -518,7 +537,10 @@ def report(given: argparse.Namespace) -> None:
     chunk = head["chunk_tokens"]
     fitted = fit(runs, chunk)
     cluster = modelled(fitted, head)
-    shown = [Shown(one.run(chunk), _gaps_ms(one), simulated(cluster, one)) for one in runs]
+    shown = [
+        Shown(one.run(chunk), _gaps_ms(one), simulated(cluster, one), pace(one, fitted, chunk))
+        for one in runs
+    ]
     told = head["options"]
     title = (
         f"vLLM on the CPU, tiny MoE, {RANKS} ranks in lockstep, chunk {chunk}, "
@@ -538,6 +560,7 @@ def report(given: argparse.Namespace) -> None:
                 "run": dataclasses.asdict(each.run),
                 "gaps_ms": each.gaps_ms,
                 "simulated": each.simulated and dataclasses.asdict(each.simulated),
+                "pace": each.pace,
             }
             for each in shown
         ],
@@ -591,10 +614,10 @@ def ttft_grid(shown: Sequence[Shown], title: str) -> Grid:
 
 
 def pass_grid(shown: Sequence[Shown], title: str) -> Grid:
-    """Passes and gaps between tokens by load and contender."""
+    """Passes and gaps between tokens by load and contender. `pace`: passes beside the fit to all of them."""
     columns = [Column("load"), Column("contender", text=True)]
     columns += [Column(head) for head in ("chunk use", "sim", "bubble", "sim")]
-    columns += [Column(f"gap {head}", "ms") for head in ("p50", "p99", "max")]
+    columns += [*(Column(f"gap {head}", "ms") for head in ("p50", "p99", "max")), Column("pace")]
     rows = []
     for (load, name), own in _grouped(shown).items():
         told = [s.simulated for s in own if s.simulated]
@@ -605,6 +628,7 @@ def pass_grid(shown: Sequence[Shown], title: str) -> Grid:
             _spread([run.bubble for run in told], "{:.3f}"),
         ]
         cells += [_spread([s.gaps_ms[key] for s in own], "{:.0f}") for key in ("p50", "p99", "max")]
+        cells.append(_spread([s.pace for s in own], "{:.2f}"))
         rows.append((f"{load:g}", name, *cells))
     return Grid(title, tuple(columns), tuple(rows), caption=_CAPTION)
 
