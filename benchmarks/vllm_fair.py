@@ -268,6 +268,7 @@ def read_record(path: Path) -> list[Measured]:
     for line in path.read_text().splitlines():
         row = json.loads(line)
         slo = Slo(row.pop("ttft_s"), row.pop("tpot_s"))
+        row["rps"] = round(row["rps"], 2)  # the same rate from two measured capacities is one
         outcomes = []
         for number, (arrival, prompt, output, first, finished, rejected) in enumerate(row.pop("outcomes")):
             outcome = Outcome(str(number), arrival, prompt, output, slo)
