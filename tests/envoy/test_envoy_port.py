@@ -96,10 +96,11 @@ def test_a_certificate_that_envoy_does_not_accept_is_a_500_and_the_right_one_is_
 
 
 @asynccontextmanager
-async def process(engine, policy, tmp_path):
+async def process(engine, policy, tmp_path, *, processors=1):
     """Run `headway epp` with the tests' policies at hand; yields it, its port and its metrics' URL."""
     data = {
-        "server": {"host": "127.0.0.1", "grpc_port": 0, "grpc_health_port": 0, "drain_timeout_s": 10.0},
+        "server": {"host": "127.0.0.1", "grpc_port": 0, "grpc_health_port": 0, "drain_timeout_s": 10.0}
+        | {"processors": processors},
         "metrics": {"host": "127.0.0.1", "port": 0},
         "instances": [{"name": "e0", "url": engine.url}],
         "policy": {"cluster": policy},
@@ -144,11 +145,16 @@ async def asked(envoy):
             return answer.status
 
 
-def test_sigterm_answers_what_is_held_and_ends_with_status_0(tmp_path):
+@pytest.mark.parametrize("processors", [1, 2])
+def test_sigterm_answers_what_is_held_and_ends_with_status_0(processors, tmp_path):
     async def test():
         async with (
             StandIn() as engine,
-            process(engine, "gate:Gate:hold_s=1.5", tmp_path) as (child, port, metrics),
+            process(engine, "gate:Gate:hold_s=1.5", tmp_path, processors=processors) as (
+                child,
+                port,
+                metrics,
+            ),
         ):
             envoy = Envoy("original-dst")
             envoy.ask(port)
@@ -160,6 +166,35 @@ def test_sigterm_answers_what_is_held_and_ends_with_status_0(tmp_path):
                 assert await child.wait() == 0
                 lines = [json.loads(line) for line in (await child.stderr.read()).splitlines()]
                 assert not [line for line in lines if line["level"] == "error"]
+
+    run(test())
+
+
+def children_of(pid):
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_the_processes_of_a_picker_that_is_killed_end_with_it(tmp_path):
+    async def test():
+        async with (
+            StandIn() as engine,
+            process(engine, "gate:Gate", tmp_path, processors=2) as (child, port, metrics),
+        ):
+            envoy = Envoy("original-dst")
+            envoy.ask(port)
+            async with envoy:
+                asking = asyncio.create_task(asked(envoy))
+                await held(metrics)
+                children = children_of(child.pid)
+                assert len(children) == 2
+                child.kill()
+                assert await asking == 500
+                await until(lambda: not any(map(alive, children)), "their end")
 
     run(test())
 

@@ -30,7 +30,7 @@ async def all_over(front):
 def test_requests_are_placed_and_accounted_for_by_both(by):
     async def test():
         def change(envoy):
-            envoy.spread()
+            envoy.spread(4)
             if by == "response":
                 envoy.send_answers()
 
@@ -39,6 +39,7 @@ def test_requests_are_placed_and_accounted_for_by_both(by):
             asked = [asyncio.create_task(f.chat()) for _ in range(90)]
             await until(lambda: f.held == 90, "the hold")
             await until(lambda: f.picker.processor.open == 90, "the counts")
+            assert all(child.open for child in f.picker.processor._children)
             let_go(f)
             assert [(await each)[0] for each in asked] == [200] * 90
             assert {len(engine.requests) for engine in f.engines} == {45}
@@ -90,11 +91,39 @@ def test_a_process_that_is_killed_costs_what_it_held_and_is_started_again():
             let_go(f)
             statuses = [(await each)[0] for each in asked]
             assert statuses.count(500) == lost and statuses.count(200) == 90 - lost
-            await until(lambda: victim.process is not process and victim.up.done(), "the new process")
-            assert (await f.chat())[0] == 200
+            await until(lambda: victim.process is not process and victim.serves, "the new process")
+            os.kill(other.process.pid, signal.SIGKILL)
+            await until(lambda: not other.serves, "the other's end")
+            # Only the new one listens now; Envoy may have to find out that the other has gone.
+            while (await f.chat())[0] != 200:
+                assert not other.serves
             await all_over(f)
 
     run(test(), seconds=40.0)
+
+
+def test_a_drain_while_a_process_is_started_again_waits_for_nobody():
+    async def test():
+        async with front(server=TWO, policy=GATE) as f:
+            victim, other = f.picker.processor._children
+            os.kill(victim.process.pid, signal.SIGKILL)
+            await until(lambda: not victim.serves, "the end")
+            assert not await f.picker.drain()  # it did not end by itself
+            assert not other.serves and f.picker.processor.open == 0
+
+    run(test())
+
+
+def test_not_ready_where_no_process_listens():
+    async def test():
+        async with front(server=TWO) as f:
+            await until(f.picker.ready, "readiness")
+            for child in f.picker.processor._children:
+                os.kill(child.process.pid, signal.SIGKILL)
+            await until(lambda: not f.picker.ready(), "the end of readiness")
+            await until(f.picker.ready, "readiness again")
+
+    run(test())
 
 
 def test_a_drain_answers_what_is_held():

@@ -10,13 +10,13 @@ from headway.core.events import Arrived
 from headway.front.driver import Driver
 from headway.front.lengths import Lengths
 from headway.front.worker import State, Worker
+from headway.hosts.envoy import wire
 from headway.hosts.envoy.config import EppConfig
 from headway.hosts.envoy.messages import FULL_DUPLEX_STREAMED, ProcessingRequest
 from headway.hosts.envoy.picks import Picks
 from headway.hosts.envoy.processors import Child
 from headway.hosts.envoy.remote import RemoteDesk
 from headway.hosts.envoy.stream import Streams, Tools
-from headway.hosts.envoy.wire import Link
 
 TINY = b'{"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}'
 
@@ -186,6 +186,9 @@ class Pipe:
         for start in range(0, len(data), self.piece):
             self.to.data_received(data[start : start + self.piece])
 
+    def close(self):
+        self.to = wire.Link(lambda message: None, lambda: None)
+
 
 class Apart:
     """A desk in another process: both ends of its socket, without the socket."""
@@ -193,8 +196,8 @@ class Apart:
     def __init__(self, desk, *, by_response=False):
         self.refused, self.answers = [], []
         self.child = Child(desk, lambda *refused: self.refused.append(refused), by_response)
-        ours = self.child.link(asyncio.get_running_loop().create_future())
-        theirs = Link(self._hear, lambda: None)
+        ours = self.child.connect()
+        theirs = wire.Link(self._hear, lambda: None)
         ours._transport, theirs._transport = Pipe(theirs), Pipe(ours)
         self.send = theirs.send
         self.desk = RemoteDesk(theirs.send)

@@ -12,7 +12,6 @@ from headway.core.request import Slo
 from headway.front.errors import Refusal
 from headway.hosts.envoy import wire
 from headway.hosts.envoy.desk import Answer, Asked, Served
-from headway.hosts.envoy.processors import Child
 from headway.hosts.envoy.stream import Streams, Tools
 
 
@@ -38,6 +37,7 @@ MESSAGES = [
     wire.Open(7),
     wire.Ready(True),
     wire.Drain(30.0),
+    wire.Drained(True),
 ]
 
 
@@ -127,9 +127,24 @@ def test_an_answer_whose_client_left_while_it_came_is_given_back():
         held = asyncio.create_task(apart.desk.place(asked()))
         await asyncio.sleep(0)  # it has asked; its answer comes in a task of its own
         held.cancel()
-        apart.child._asked.clear()  # the withdrawal comes when the answer is on its way
+        # The withdrawal is on its way, and so is the answer.
+        apart.desk._send = lambda message: isinstance(message, wire.Withdraw) or apart.send(message)
+        await asyncio.sleep(0)
+        apart.desk._send = apart.send
         await turn()
         stage.nothing_left()
+
+
+def test_what_is_withdrawn_before_it_was_looked_at_never_arrives():
+    async def run():
+        stage = Stage()
+        apart = Apart(stage.picks)
+        apart.send(wire.Place(1, asked()))
+        apart.send(wire.Withdraw(1))
+        await turn()
+        assert not stage.arrived() and not apart.child._asked
+
+    asyncio.run(run())
 
     asyncio.run(run())
 
@@ -205,7 +220,6 @@ def test_notes_reach_the_desk_in_order():
         apart.send(wire.Refused("/v1/completions", "a", 413, "body_too_large"))
         apart.send(wire.Open(5))
         assert apart.refused == [("/v1/completions", "a", 413, "body_too_large")]
-        assert isinstance(apart.child, Child)
         assert apart.child.open == 5
 
     asyncio.run(run())

@@ -3,8 +3,8 @@
 Chained hashes over blocks of the prompt's bytes, each with all before it (as vLLM's block hashes are over
 tokens): equal beginnings give equal hashes. Before the text comes what the engine puts before it: the model,
 then a chat's tools; each message begins with its role. Bytes stand for tokens: a block counts as its share of
-the prompt's tokens. The hashes are this process's own (`hash` is salted), as the policy is that compares
-them.
+the prompt's tokens. The hashes are those of one start (`hash` is salted), as the policy is that compares
+them; processes that share a policy share the salt.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ def prefix_of(call: Call, tokens: int) -> tuple[tuple[int, ...], int]:
 
 
 def _chain(model: str | None, prompt: Sequence[int], size: int) -> Iterator[int]:
-    so_far = hash(model)
+    so_far = hash(model or "")  # that of None is an address before Python 3.12
     for end in range(size, min(len(prompt), MOST_BLOCKS * size) + 1, size):
         so_far = hash((so_far, prompt[end - size : end]))
         yield so_far

@@ -49,6 +49,8 @@ PRIORITY_HEADER = "x-priority"
 #: Targets outside of these are nonsense: a microsecond, a day.
 LEAST_MS, MOST_MS = 0.001, 86_400_000.0
 MOST_PRIORITY = 1_000_000
+#: A limit on the output beyond this is nonsense, and no number that every protocol could carry.
+MOST_TOKENS = (1 << 31) - 1
 
 #: White space, and what marks the other encodings of JSON: byte order marks and the halves of UTF-16's.
 _BEFORE_JSON = b" \t\r\n\xef\xbb\xbf\xff\xfe\0"
@@ -160,8 +162,8 @@ def _call(
         _refuse_steering(fields)
     for name in ("max_tokens", "max_completion_tokens", "n"):
         value = getattr(fields, name)
-        if value is not None and value < 1:
-            raise bad_request(f"{name} must be at least 1, got {value}.", param=name)
+        if value is not None and not 1 <= value <= MOST_TOKENS:
+            raise bad_request(f"{name} must be between 1 and {MOST_TOKENS}, got {value}.", param=name)
     limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
     return Call(path, body, fields.model, bool(fields.stream), limit, texts, roles, token_ids, ids)
 

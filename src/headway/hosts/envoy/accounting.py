@@ -77,7 +77,7 @@ class AnswerAccount:
         self._endpoint: str | None = None
         self._streams = False
         self._tail = Tail()
-        self._over = False
+        self._began = self._over = False
 
     def hear(self, message: Any) -> None:
         """Take in a message about the answer."""
@@ -101,14 +101,16 @@ class AnswerAccount:
         self._ended(True)
 
     def _piece(self, piece: bytes) -> None:
-        if self._status < 300:
+        if self._status < 300 and not self._began:
+            self._began = True
             self._desk.first_byte(self._key)
         self._tail.add(piece)
         if not self._streams:
             self._count(*usage_of(piece))
 
     def _count(self, prompt_tokens: int | None, output_tokens: int | None) -> None:
-        self._desk.tokens(self._key, prompt_tokens, output_tokens)
+        if prompt_tokens is not None or output_tokens is not None:
+            self._desk.tokens(self._key, prompt_tokens, output_tokens)
         if prompt_tokens is not None:
             self._learn(prompt_tokens)
 

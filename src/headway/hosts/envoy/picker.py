@@ -108,8 +108,7 @@ class Picker:
         while self.picks.buffer.requests and not ending.done():
             await asyncio.sleep(DRAIN_LOOK_S)
         await self.elector.release()  # answers may take long; another replica need not wait for them
-        await ending
-        return self.processor.open == 0
+        return await ending
 
     async def stop(self) -> None:
         """End everything at once; `drain` first to be kind."""
@@ -125,7 +124,7 @@ class Picker:
 
     def ready(self) -> bool:
         """Whether to be sent requests."""
-        return self.workers.ready() and self.elector.leads() and not self.draining
+        return self.workers.ready() and self.elector.leads() and self.processor.serves and not self.draining
 
     async def reload(self, config: EppConfig) -> None:
         """See `Scheduler.reload`."""

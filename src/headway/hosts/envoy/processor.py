@@ -4,6 +4,7 @@ A picker has one of these in its own process, or several in processes of their o
 decides is behind the desk either way.
 """
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -69,11 +70,20 @@ class Processor:
         )
         return bound
 
-    async def drain(self, patience_s: float) -> None:
-        """Let the open streams come to their end, and take no further ones: GOAWAY."""
+    @property
+    def serves(self) -> bool:
+        """Whether it listens."""
+        return self._server is not None
+
+    async def drain(self, patience_s: float) -> bool:
+        """Let open streams come to their end, and take no further ones (GOAWAY); whether all did in time."""
         self._access_logs.stop()
-        if self._server is not None:
-            await self._server.stop(patience_s)
+        if self._server is None:
+            return True
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        await self._server.stop(patience_s)
+        return clock() - began_s < patience_s
 
     async def stop(self) -> None:
         """End everything at once."""

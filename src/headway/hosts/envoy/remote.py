@@ -1,16 +1,17 @@
 """An ext_proc process: serves Envoy's streams, and has them decided by the picker at the end of a socket.
 
-    python -m headway.hosts.envoy.remote SOCKET
+    python -m headway.hosts.envoy.remote DESCRIPTOR
 
-A picker starts it (`processors.py`); nobody else should. It lives as long as the socket: with the picker gone
-nothing could be decided.
+A picker starts it (`processors.py`) with its end of a socket; nobody else should. It lives as long as the
+socket: with the picker gone nothing could be decided.
 """
 
 import asyncio
-import logging
 import signal
+import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -90,15 +91,17 @@ class RemoteDesk:
     async def _ask(self, message: Callable[[int], Any]) -> Answer:
         number = next(self._numbers)
         waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._send(message(number))
         try:
+            self._send(message(number))
             return await waiting
         except asyncio.CancelledError:
-            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
-                self.over(waiting.result().key, Served(0))  # in the very turn in which it came
-            elif self._waiting.pop(number, None) is not None:
+            if number in self._waiting:
                 self._send(wire.Withdraw(number))
+            elif waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                self.over(waiting.result().key, Served(0))  # it came in this very turn
             raise
+        finally:
+            self._waiting.pop(number, None)
 
 
 class _Process:
@@ -115,37 +118,41 @@ class _Process:
     async def run(self) -> None:
         """Serve until the picker is gone, or all is drained."""
         start = await self.start
-        self._ready = start.ready
-        config = EppConfig.parse(orjson.loads(start.config), where="picker")
+        try:
+            config = EppConfig.parse(orjson.loads(start.config), where="picker")
+            lengths = Lengths(config.server.tokenizer)
+        except ConfigError as error:
+            self._fail(error)
+            return
         with logging_as_json(config.logs):
-            health = Health(lambda: self._ready)
-            tools = Tools(
-                config,
-                self._desk,
-                Lengths(config.server.tokenizer),
-                asyncio.get_running_loop().time,
-                self._refused,
-                start.reads_prefixes,
-            )
-            pem = (start.certificate, start.key) if start.certificate else None
-            processor = Processor(tools, health, pem, shared=True)
-            await health.start()
-            try:
-                await processor.start(start.port)
-            except ConfigError as error:
-                self.link.send(wire.Up(str(error)))
-                self.link.close()
-                return
-            self.link.send(wire.Up())
-            telling = asyncio.create_task(self._tell_open(processor))
-            ending = asyncio.create_task(self._drained(processor, health))
-            gone = asyncio.create_task(self.over.wait())
-            await asyncio.wait((ending, gone), return_when=asyncio.FIRST_COMPLETED)
-            for task in (telling, ending, gone):
-                task.cancel()
-            await health.stop()
-            await processor.stop()
-            self.link.close()
+            await self._serve(start, config, lengths)
+
+    async def _serve(self, start: wire.Start, config: EppConfig, lengths: Lengths) -> None:
+        health = Health(lambda: self._ready)
+        clock = asyncio.get_running_loop().time
+        tools = Tools(config, self._desk, lengths, clock, self._refused, start.reads_prefixes)
+        pem = (start.certificate, start.key) if start.certificate else None
+        processor = Processor(tools, health, pem, shared=True)
+        await health.start()
+        try:
+            await processor.start(start.port)
+        except ConfigError as error:
+            self._fail(error)
+            return
+        self.link.send(wire.Up())
+        telling = asyncio.create_task(self._tell_open(processor))
+        ending = asyncio.create_task(self._drained(processor, health))
+        gone = asyncio.create_task(self.over.wait())
+        await asyncio.wait((ending, gone), return_when=asyncio.FIRST_COMPLETED)
+        for task in (telling, ending, gone):
+            task.cancel()
+        await health.stop()
+        await processor.stop()
+        self.link.close()
+
+    def _fail(self, error: ConfigError) -> None:
+        self.link.send(wire.Up(str(error)))
+        self.link.close()
 
     def _hear(self, message: Any) -> None:
         match message:
@@ -154,6 +161,7 @@ class _Process:
             case wire.Ready():
                 self._ready = message.ready
             case wire.Start():
+                self._ready = message.ready
                 self.start.set_result(message)
             case wire.Drain():
                 self._ready = False
@@ -168,8 +176,7 @@ class _Process:
     async def _drained(self, processor: Processor, health: Health) -> None:
         patience_s = await self.drain
         await health.look()
-        await processor.drain(patience_s)
-        self.link.send(wire.Open(processor.open))
+        self.link.send(wire.Drained(await processor.drain(patience_s)))
 
     async def _tell_open(self, processor: Processor) -> None:
         told = 0
@@ -183,21 +190,21 @@ class _Process:
         self.link.send(wire.Refused(path, request_id, refusal.status, refusal.code))
 
 
-async def _serve(socket: str) -> None:
+async def _run(descriptor: int) -> None:
     process = _Process()
-    await asyncio.get_running_loop().create_unix_connection(lambda: process.link, socket)
+    end = socket.socket(fileno=descriptor)
+    end.setblocking(False)
+    await asyncio.get_running_loop().create_unix_connection(lambda: process.link, sock=end)
     await process.run()
 
 
 def main() -> None:
-    """Run it; the argument is the picker's socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the picker drains
+    """Run it; the argument is the descriptor of the socket. What ends the picker is none of its business."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     raise_file_limit()
-    try:
-        uvloop.run(_serve(sys.argv[1]))
-    except asyncio.CancelledError:
-        logging.getLogger("headway.picker").error("the picker was gone before it said anything")
-        sys.exit(1)
+    with suppress(asyncio.CancelledError):  # the picker was gone before it said anything
+        uvloop.run(_run(int(sys.argv[1])))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Makes the TLS credentials of the port Envoy connects to.
 
 Self-signed, as the reference picker has it: gateways connect over TLS and do not check the certificate, for
-they find the picker by its Service. It is made anew with every start, and its key never leaves the process.
+they find the picker by its Service. It is made anew with every start, and its key never leaves the picker's
+processes.
 """
 
 import datetime

@@ -251,9 +251,9 @@ class _Stream:
             await self._ask_for_time()
             return await self._desk.second(request_id, subset), passed
         flow = next((headers[each][:MOST_FLOW] for each in FLOW_HEADERS if each in headers), "")
+        await self._ask_for_time()  # reading and counting tokens may take longer than Envoy's patience
         asked = await self._measure(path, pieces, request_id, slo, priority, flow, phase, subset)
         self._let_go(pieces)
-        await self._ask_for_time()
         return await self._desk.place(asked), passed
 
     async def _measure(

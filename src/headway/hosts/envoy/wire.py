@@ -1,7 +1,8 @@
-"""What a picker and its ext_proc processes say to each other over their Unix socket, and how.
+"""What a picker and its ext_proc processes say to each other over their socket, and how.
 
     processor → picker    Up once it listens; what its streams ask (Place, Second, Aside, Withdraw) by a
-                          number of its own; what they note (Told … BrokeOff); Refused at the door; Open
+                          number of its own; what they note (Told … BrokeOff); Refused at the door; Open;
+                          Drained in the end
     picker → processor    Start first; Placed or Denied for each that was asked; Ready; Drain
 
 Messages are MessagePack, each after its length in four bytes. Both ends are of one release: a picker starts
@@ -24,6 +25,7 @@ __all__ = [
     "BrokeOff",
     "Denied",
     "Drain",
+    "Drained",
     "FirstByte",
     "Link",
     "Open",
@@ -180,18 +182,24 @@ class Ready(Message, frozen=True):
     ready: bool
 
 
+class Drained(Message, frozen=True):
+    """Nothing is open any more; `whole`: all came to their end by themselves."""
+
+    whole: bool
+
+
 class Drain(Message, frozen=True):
     """Take nothing new; end when all are answered, or after this long."""
 
     patience_s: float
 
 
-_Any = (
+_AnyMessage = (
     Start | Up | Place | Second | Aside | Withdraw | Placed | Denied | Told | FirstByte | Tokens | Over
-    | BrokeOff | Refused | Open | Ready | Drain
+    | BrokeOff | Refused | Open | Ready | Drain | Drained
 )  # fmt: skip
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_Any)
+_decoder = msgspec.msgpack.Decoder(_AnyMessage)
 
 
 class Link(asyncio.Protocol):
