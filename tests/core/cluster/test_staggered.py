@@ -1,4 +1,7 @@
-"""SBS prefill, rule by rule (the rules are in the module's docstring). T̂ is 1 s and L_net 0 unless said."""
+"""SBS prefill, rule by rule (the rules are in the module's docstring).
+
+T̂ is 1 s, L_net 0, and an idle instance has no lead unless said.
+"""
 
 import pytest
 from cluster_scripts import dispatches, host_of, order, rejects, snapshot, when
@@ -33,7 +36,8 @@ def staggered(
     **settings,
 ):
     """Idle instances that have told of one pass each, of `pass_s` seconds."""
-    chosen = {"network_s": 0.0, "spacing": 0.0, "saturation_passes": 1000.0} | settings
+    chosen = {"network_s": 0.0, "spacing": 0.0, "saturation_passes": 1000.0}
+    chosen |= {"lead_idle": 0.0} | settings
     host = host_of(":".join([policy, *(f"{key}={value}" for key, value in chosen.items())]))
     names = [f"{name}-{n}" for n in range(instances)]
     host.run([(0.0, up(instance, ranks=ranks, chunk=chunk, role=role)) for instance in names])
@@ -158,6 +162,31 @@ def test_rule_3_and_what_the_last_of_them_leaves_is_given_away_to_the_token():
     host.run([ended(11.0, 2, 1, queued=(1500,), ran=(1000,))], until=11.9)
     assert when(host) == {"r1": 10.0}
     assert [h.why for h in host.policy.held()] == ["every rank is full"]
+
+
+def test_rule_3_an_instance_that_will_be_idle_has_its_batch_before_its_pass_ends():
+    """What is sent when its report comes may be too late for the pass that begins with the first of it."""
+    host = staggered(lead_idle=0.25)
+    host.run([came("r1", 10.0), came("r2", 10.1), came("r3", 10.8)], until=10.9)
+    assert when(host) == {"r1": 10.0, "r2": 10.75, "r3": 10.8}
+
+
+def test_rule_3_and_no_more_than_one_pass_of_it():
+    host = staggered(lead_idle=0.25)
+    host.run([came("r1", 10.0), came("r2", 10.1, 600), came("r3", 10.2, 600)], until=10.9)
+    assert when(host) == {"r1": 10.0, "r2": 10.75}
+
+
+def test_rule_3_where_the_pass_ends_sooner_than_was_thought_its_report_opens_the_slot():
+    host = staggered(lead_idle=0.25)
+    host.run([came("r1", 10.0), came("r2", 10.1), ended(10.5, 2, acknowledged=1)])
+    assert when(host) == {"r1": 10.0, "r2": 10.5}
+
+
+def test_rule_3_before_any_pass_was_seen_only_a_report_tells():
+    host = host_of("staggered")
+    host.run([(0.0, up("prefill-0")), came("r1", 10.0), came("r2", 10.1)], until=11.0)
+    assert when(host) == {"r1": 10.0}
 
 
 def aggregated(**settings):

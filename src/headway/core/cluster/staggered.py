@@ -12,6 +12,9 @@ Rule 3  (lead)         an instance whose queue outlasts its pass will not wait f
                        earlier still, by the time from a decision to its effect and back, which is learned.
                        Where it is the only one, no other could be free sooner: its slot is always open, for
                        one pass and no more.
+                       One that will have nothing to do then has its slot a little before, too: a batch is
+                       some milliseconds under way, the pass begins with the first of it that arrives, and
+                       the rest would wait for the pass after.
 Rule 4  (spacing)      slots follow one another by at least `spacing · I`, `I = (T̂ + L_net) / N_active`, so
                        that passes do not bunch; a batch that fills the instance does not wait for that. It
                        pays where passes are of one length; where their length follows the batch, rules 1 and
@@ -86,6 +89,11 @@ class StaggeredSettings(PoolSettings):
     )
     lead_decoding: float = setting(
         0.25, "the same of an instance that decodes too: to be late costs more there", at_least=0.0
+    )
+    lead_idle: float = setting(
+        0.1,
+        "the same of one that will be idle: its batch is there in time; 0: it waits for the report",
+        at_least=0.0,
     )
     saturation_passes: float = setting(
         3.0, "buffered work, in full passes of the pool, from which rule 6 holds", unit="passes", at_least=0.0
@@ -274,6 +282,9 @@ class Staggered(PoolPolicy):
             clock.slot_s = clock.ends_s - lead_s
         elif clock.outlasts:
             clock.slot_s = clock.ends_s - self.settings.lead * clock.predicted_s
+        elif self.settings.lead_idle and clock.predicted_s:
+            lead_s = self.settings.lead_idle * clock.predicted_s + self._round_trip_s()
+            clock.slot_s = clock.ends_s - lead_s
         else:
             clock.slot_s = math.inf
 
@@ -407,8 +418,10 @@ class Staggered(PoolPolicy):
                 clock.woken_s, clock.woken_by = now, load.number
                 self._begin_pass(load, starts_s, now)
             else:
+                opened_s = clock.slot_s
                 clock.outlasts = True
                 self._set_slot(clock, load)
+                clock.slot_s = min(clock.slot_s, opened_s)  # once open it is, until the pass ends
         return bool(placed)
 
     def _may_fit(self, room: int, chunk: int, saturated: bool) -> bool:
