@@ -149,22 +149,27 @@ def test_what_is_withdrawn_before_it_was_looked_at_never_arrives():
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("by_response", [False, True])
-def test_a_process_that_dies_takes_what_it_held_along_and_what_only_it_would_tell(by_response):
+@pytest.mark.parametrize(
+    ("by_response", "told", "left"),
+    [(False, False, 0), (False, True, 1), (True, True, 0)],
+    ids=["Envoy has no answer yet", "Envoy's log will tell", "the answer passed by"],
+)
+def test_a_process_that_dies_takes_along_what_it_held_and_what_only_it_would_tell(by_response, told, left):
     async def run():
         stage = Stage(policy="benchmarks.epp:Crowd:most=2")
         apart = Apart(stage.picks, by_response=by_response)
         first = asyncio.create_task(apart.desk.place(asked("a")))
         second = asyncio.create_task(apart.desk.place(asked("b")))
-        await asyncio.gather(first, second)
+        answer, other = await asyncio.gather(first, second)
+        apart.desk.over(other.key, Served(200))
+        if told:
+            apart.desk.told(answer.key, "envoy")
         held = asyncio.create_task(apart.desk.place(asked("c")))
         await turn()
         apart.die()
         await turn()
         assert stage.picks.buffer.requests == 0
-        assert stage.picks.under_way == (
-            0 if by_response else 2
-        )  # else Envoy's log tells, by another process
+        assert stage.picks.under_way == left
         held.cancel()
         await asyncio.gather(held, return_exceptions=True)
 

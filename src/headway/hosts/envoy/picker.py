@@ -85,6 +85,7 @@ class Picker:
             await self.scheduler.start()
             await self.health.start()
             self.grpc_port = await self.processor.start(server.grpc_port)
+            await self.health.look()  # it is ready by now, if its engines are
             if server.grpc_health_port is not None:
                 self._health_server, self.health_port = await listen(
                     self.config, server.grpc_health_port, None, self.health

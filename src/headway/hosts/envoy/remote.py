@@ -90,7 +90,8 @@ class RemoteDesk:
 
     async def _ask(self, message: Callable[[int], Any]) -> Answer:
         number = next(self._numbers)
-        waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiting
         try:
             self._send(message(number))
             return await waiting
