@@ -13,6 +13,7 @@ from logging import Logger
 from typing import Any
 
 from headway.core.batch import BatchPolicy
+from headway.core.batch.vllm_v1 import VllmV1
 from headway.hosts.vllm.recorder import Recorder
 from headway.hosts.vllm.reports import Shown, Tally
 from headway.hosts.vllm.settings import VllmSettings
@@ -39,6 +40,7 @@ class Driver:
     ) -> None:
         self.policy: BatchPolicy = settings.make_policy(random.Random(f"{settings.seed}/batch/{rank}"))
         self.tally = Tally()
+        self._only_measures = isinstance(self.policy, VllmV1)
         self._scheduler = scheduler
         self._adopter = Adopter(settings.slo)
         self._steps = Steps()
@@ -59,7 +61,7 @@ class Driver:
         self._schedule_s = now = time.monotonic()
         self._planned = False
         scheduler = self._scheduler
-        if throttled or self._leave_alone or scheduler.pause_state.value:
+        if throttled or self._leave_alone or self._only_measures or scheduler.pause_state.value:
             self._leave_alone = False
             return
         with self.guarded():

@@ -14,7 +14,9 @@ Rule 4. vLLM serves prompts begun before waiting ones, and cuts only the last. W
         begun and has waiting ones beside it, the cut is made with `long_prefill_token_threshold`, which caps
         every prompt of the step, if no other would feel it. Else the prompt sits this step out: the tokens
         that the plan had left over for it are lost, the order is kept.
-Rule 5. Where prompts must not be cut (`enable_chunked_prefill` off), order and sitting out are all that is
+Rule 5. A prompt that only KV blocks keep out of the plan comes behind the planned ones, with the tokens the
+        step has left: vLLM begins it if its prefix cache holds so much of it that the blocks do.
+Rule 6. Where prompts must not be cut (`enable_chunked_prefill` off), order and sitting out are all that is
         done: a budget below the next prompt's length would keep it out for ever.
 
 Approximate by nature: what the prefix cache holds of a waiting prompt, what LoRA, encoder budgets, connectors
@@ -56,6 +58,8 @@ def steer(plan: Plan, view: View, scheduler: Any) -> Steering | None:
         return None
     budget = sum([work.step_tokens for work in view.decodes if id(work) not in skipped])
     budget += sum([chunk for _, chunk in plan.prefills])
+    if plan.blocked is not None:
+        budget += plan.blocked[1]
     if not budget:
         return None  # a plan of nothing: vLLM knows better
     steering = Steering(budget + view.ahead_tokens)
@@ -125,7 +129,10 @@ def _takes_all(plan: Plan, view: View) -> bool:
     begins = len(prefills) - len(view.prefilling)
     if whole and begins >= view.free_seats and begins >= 0:
         return True
-    return len(view.decodes) + sum([chunk for _, chunk in prefills]) >= view.token_cap
+    tokens = len(view.decodes) + sum([chunk for _, chunk in prefills])
+    if plan.blocked is not None and plan.blocked[0] is own[-1]:
+        tokens += plan.blocked[1]
+    return tokens >= view.token_cap
 
 
 def _order_prompts(steering: Steering, plan: Plan, view: View, scheduler: Any, *, may_cut: bool) -> None:
@@ -153,7 +160,8 @@ def _order_prompts(steering: Steering, plan: Plan, view: View, scheduler: Any, *
     steering.sit_out += held
     if isinstance(scheduler.waiting, deque):
         requests = scheduler.requests
-        steering.waiting = [requests[work.request.id] for work, _ in waiting]
+        blocked = [] if plan.blocked is None else [plan.blocked]
+        steering.waiting = [requests[work.request.id] for work, _ in waiting + blocked]
 
 
 def _cap(steering: Steering, plan: Plan, chunk: int, scheduler: Any) -> bool:
