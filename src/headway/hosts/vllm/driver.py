@@ -118,12 +118,20 @@ class Driver:
     def left(self) -> None:
         """Note whether there is work to go on with, after requests left."""
         self._view = None
-        self._steps.leave(work_left=bool(self._scheduler.has_unfinished_requests()))
+        if not self._scheduler.has_unfinished_requests():
+            self._steps.rest()
+
+    def interrupted(self) -> None:
+        """Note that queues changed, or the engine was paused, between steps."""
+        self._view = None
+        self._steps.rest()
 
     def dispatch_of(self, inner: Any) -> int | None:
         """Return the number of the dispatch that brought a request; remember the request."""
         self._view = None
-        self._adopter.work_of(inner)
+        # The next piece of a streamed input comes as a request, of which vLLM takes what it needs.
+        if self._scheduler.requests.get(inner.request_id) is inner:
+            self._adopter.work_of(inner)
         params = inner.sampling_params
         number = (params.extra_args or {}).get(DISPATCH) if params is not None else None
         return number if isinstance(number, int) and number > 0 else None

@@ -1,7 +1,7 @@
 """vLLM's schedulers with a batch policy in front: `--scheduler-cls headway.hosts.vllm.FairScheduler`.
 
 `FairScheduler` is for synchronous scheduling (the CPU), `AsyncFairScheduler` for asynchronous scheduling
-(what GPUs run by default). Which policy it is, is a setting. Of vLLM's methods five are wrapped, each by a
+(what GPUs run by default). Which policy it is, is a setting. Of vLLM's methods seven are wrapped, each by a
 call before or after; `schedule()` is steered (`steering.py`), never copied.
 """
 
@@ -70,6 +70,18 @@ class _Fair:
         finished = super().finish_requests(*args, **kwargs)  # type: ignore[misc]
         self.headway.left()
         return finished
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """Empty the cache, between steps; vLLM may send all that run back to wait for it."""
+        try:
+            return super().reset_prefix_cache(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.headway.driver.interrupted()
+
+    def set_pause_state(self, *args: Any, **kwargs: Any) -> None:
+        """Pause, or go on: the time between is no step's."""
+        super().set_pause_state(*args, **kwargs)  # type: ignore[misc]
+        self.headway.driver.interrupted()
 
     def shutdown(self) -> None:
         """End."""

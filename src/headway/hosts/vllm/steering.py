@@ -76,7 +76,7 @@ def steer(plan: Plan, view: View, scheduler: Any) -> Steering | None:
 class Applied:
     """A steering in force, from its construction to `undo()`, which puts everything back."""
 
-    __slots__ = ("_budget", "_eligible", "_places", "_running", "_scheduler", "_threshold")
+    __slots__ = ("_budget", "_eligible", "_running", "_scheduler", "_threshold", "_waiting")
 
     def __init__(self, scheduler: Any, steering: Steering) -> None:
         config = scheduler.scheduler_config
@@ -85,7 +85,7 @@ class Applied:
         self._threshold: int = config.long_prefill_token_threshold
         self._eligible = [(inner, inner.next_decode_eligible_step) for inner in steering.sit_out]
         self._running = list(scheduler.running) if steering.prompts else None
-        self._places: list[tuple[int, Any]] = []
+        self._waiting: list[Any] = []
         try:
             self._apply(scheduler, steering)
         except BaseException:
@@ -93,11 +93,12 @@ class Applied:
             raise
 
     def _apply(self, scheduler: Any, steering: Steering) -> None:
-        self._places = _move_to_front(scheduler.waiting, steering.waiting)
+        self._waiting = _move_to_front(scheduler.waiting, steering.waiting)
         if self._running is not None:
-            last = {id(inner) for inner in steering.prompts}
-            first = [inner for inner in self._running if id(inner) not in last]
-            scheduler.running[:] = first + steering.prompts
+            running = {id(inner) for inner in self._running}
+            last = [inner for inner in steering.prompts if id(inner) in running]
+            moved = {id(inner) for inner in last}
+            scheduler.running[:] = [inner for inner in self._running if id(inner) not in moved] + last
         if steering.budget is not None:
             scheduler.max_num_scheduled_tokens = min(self._budget, steering.budget)
         if steering.threshold is not None:
@@ -114,7 +115,7 @@ class Applied:
             inner.next_decode_eligible_step = step
         if self._running is not None:
             _put_back_running(scheduler, self._running)
-        _put_back_waiting(scheduler.waiting, self._places)
+        _put_back_waiting(scheduler.waiting, self._waiting)
 
 
 def _takes_all(plan: Plan, view: View) -> bool:
@@ -189,36 +190,44 @@ def _fetch_from_elsewhere(steering: Steering, scheduler: Any) -> None:
         steering.waiting = coming + [inner for inner in steering.waiting if id(inner) not in planned]
 
 
-def _move_to_front(queue: Any, wanted: list[Any]) -> list[tuple[int, Any]]:
-    """Bring the requests to the front in this order; return where each was, in order of place."""
+def _move_to_front(queue: Any, wanted: list[Any]) -> list[Any]:
+    """Bring the requests to the front in this order; return the front as it was, as far as it changed."""
     if not wanted or all(inner is other for inner, other in zip(wanted, queue, strict=False)):
         return []
     missing = {id(inner) for inner in wanted}
-    places = []
-    for place, inner in enumerate(queue):
+    found: set[int] = set()
+    depth = 0
+    for place, inner in enumerate(queue, 1):
         if id(inner) in missing:
-            places.append((place, inner))
-            if len(places) == len(wanted):
+            found.add(id(inner))
+            depth = place
+            if len(found) == len(missing):
                 break
-    for place, _ in reversed(places):
-        del queue[place]
-    there = {id(inner) for _, inner in places}  # one that vLLM keeps in another queue stays there
-    queue.extendleft([inner for inner in reversed(wanted) if id(inner) in there])
-    return places
+    front = [queue.popleft() for _ in range(depth)]
+    # One that vLLM keeps in another queue stays there.
+    moved = [inner for inner in wanted if id(inner) in found]
+    moved += [inner for inner in front if id(inner) not in found]
+    queue.extendleft(reversed(moved))
+    return front
 
 
-def _put_back_waiting(queue: Any, places: list[tuple[int, Any]]) -> None:
-    """Put those that did not begin where they were: else the queue is not first come first any more."""
-    stayed, began = [], 0
-    for place, inner in places:
-        try:
-            queue.remove(inner)
-        except ValueError:
-            began += 1
-        else:
-            stayed.append((place - began, inner))
-    for place, inner in stayed:
-        queue.insert(place, inner)
+def _put_back_waiting(queue: Any, front: list[Any]) -> None:
+    """Give those of the front that did not begin their old order: else the queue is not first come first any
+    more. The places stay those they have: before them is whom vLLM preempted meanwhile.
+    """
+    if not front:
+        return
+    known = {id(inner) for inner in front}
+    places: list[int] = []
+    stayed: set[int] = set()
+    for place, inner in enumerate(queue):
+        if id(inner) in known:
+            places.append(place)
+            stayed.add(id(inner))
+        elif not inner.num_preemptions:
+            break  # vLLM takes from the front and puts back at the front, in order: the rest is untouched
+    for place, inner in zip(places, [inner for inner in front if id(inner) in stayed], strict=True):
+        queue[place] = inner
 
 
 def _put_back_running(scheduler: Any, order: list[Any]) -> None:
