@@ -29,7 +29,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from headway.hosts.vllm import FairScheduler, driver, view
 
 RUNNING = (1, 16, 64)
-WAITING = (0, 8)
+#: Triage looks at all that wait, and a step with pass events adds up their tokens.
+WAITING = (0, 8, 500)
 #: Of the requests that decode, and of those that wait and leave with their first token.
 DECODE_PROMPT, WAITING_PROMPT = 256, 1024
 WARM_STEPS = 150

@@ -116,6 +116,7 @@ class Bench:
         name: str = "",
         priority: int = 0,
         adapter: int = 0,
+        resumable: bool = False,
         structured: StructuredOutputsParams | None = None,
         **extra: Any,
     ) -> Request:
@@ -135,6 +136,7 @@ class Bench:
             priority=priority,
             lora_request=LoRARequest(f"adapter-{adapter}", adapter, "/nowhere") if adapter else None,
             block_hasher=self._hasher,
+            resumable=resumable,
         )
         self.scheduler.add_request(request)
         return request

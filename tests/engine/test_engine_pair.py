@@ -65,6 +65,14 @@ def test_the_model_knows_the_capital_of_france(pair):
     run(test())
 
 
+# Two that are late whatever is done, two with much time, which then sit out: both servers get of both kinds.
+TARGETS = [{"slo_ttft_ms": 1, "slo_tpot_ms": 1}, {"slo_ttft_ms": 60_000, "slo_tpot_ms": 5_000}]
+
+
+async def steered(pair):
+    return sum([sum((await metric(server, "headway_steered_total")).values()) for server in pair.servers])
+
+
 @shapes
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_answers_are_token_for_token_those_of_the_engine(pair, shape, stream, stock_answers):
@@ -73,10 +81,62 @@ def test_answers_are_token_for_token_those_of_the_engine(pair, shape, stream, st
             assert pair.scheduler == STOCK, "run this with the stock scheduler's tests"
             async with talking_to(pair.servers[0].url, MODEL) as engine:
                 stock_answers.update({text: (await engine.chat(text)).ids for text in QUESTIONS})
+        for server in pair.servers:  # no target binds before some steps were timed
+            async with talking_to(server.url, MODEL) as engine:
+                await engine.complete(numbers(500, 20), 24)
+        before = await steered(pair)
         async with door(getattr(pair, shape), MODEL) as front:
-            answers = await asyncio.gather(*(front.client.chat(text, stream=stream) for text in QUESTIONS))
+            asked = [
+                front.client.chat(text, stream=stream, vllm_xargs=TARGETS[n // 2 % 2])
+                for n, text in enumerate(QUESTIONS)
+            ]
+            answers = await asyncio.gather(*asked)
             assert [answer.ids for answer in answers] == [stock_answers[text] for text in QUESTIONS]
             assert [len(answer.ids) for answer in answers] == [a.usage["completion_tokens"] for a in answers]
+
+        async def was_steered():
+            return await steered(pair) > before
+
+        if pair.scheduler != STOCK:
+            await until(was_steered)
+
+    run(test())
+
+
+def test_nonsense_targets_are_refused_and_others_served(pair):
+    if pair.scheduler == STOCK:
+        pytest.skip("vLLM's own server knows no targets")
+
+    async def test():
+        server = pair.servers[0]
+        body = {"model": MODEL, "prompt": numbers(600, 20), "max_tokens": 4, "ignore_eos": True}
+
+        async def ask(headers=None, **fields):
+            async with engine.session.post(
+                "/v1/completions", json=body | fields, headers=headers
+            ) as response:
+                return response.status, await response.json()
+
+        async with talking_to(server.url, MODEL) as engine:
+            for value in (-1, "soon", 1e6):
+                for said in (
+                    {"vllm_xargs": {"slo_ttft_ms": value}},
+                    {"slo_ttft_ms": value},
+                    {"headers": {"x-slo-ttft-ms": str(value)}},
+                ):
+                    status, answer = await ask(**said)
+                    assert status == 400, said
+                    message = answer["error"]["message"].replace("-", "_")
+                    assert "slo_ttft_ms must be " in message, (said, message)
+            status, answer = await ask({"x-slo-ttft-ms": "5000"}, slo_tpot_ms=500)
+            assert status == 200 and answer["usage"]["completion_tokens"] == 4
+
+        async def counted():
+            return (await metric(server, "headway_step_seconds_count")).get("0", 0.0) > 0.0
+
+        await until(counted)
+        assert await metric(server, "headway_failures_total") == {"0": 0.0}
+        assert await metric(server, "headway_slo_ignored_total") == {"0": 0.0}
 
     run(test())
 

@@ -10,12 +10,14 @@ pytest.importorskip("vllm")
 
 from scheduler_kit import Bench
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from headway.core.batch import Plan, StepReport
 from headway.core.errors import ConfigError
 from headway.hosts.vllm import AsyncFairScheduler, FairScheduler, driver, view
+from headway.hosts.vllm.scheduler import _require_fitting
 
 LAX = {"ttft_s": 600.0, "tpot_s": 60.0}
 
@@ -56,6 +58,8 @@ def bench(tmp_path):
 def knows(bench, a_s=0.010, b_s=0.0001, c_s=0.0, most=4096):
     """Let the policy have learned that a step takes `a + b·new + c·context`, and stop it learning."""
     policy = bench.scheduler.headway.driver.policy
+    if not hasattr(policy, "step_time"):
+        return policy
     rng = random.Random(1)
     for n in range(64):
         decodes, context = rng.randrange(1, 17), rng.randrange(1000)
@@ -74,30 +78,50 @@ def tally(bench):
 # A step
 
 
-def test_nothing_bound_is_vllms_own_schedule(bench):
-    for is_async in (False, True):
-        for options in ({}, {"policy": "priority"}, {"caching": True}, {"blocks": 60}, {"seats": 3}):
-            ours, theirs = (AsyncFairScheduler, AsyncScheduler) if is_async else (FairScheduler, Scheduler)
-            steps = []
-            for cls in (ours, theirs):
-                it = bench(cls, headway=LAX, **options)
-                if cls is ours:
-                    knows(it)
-                steps.append(list(_run(it, random.Random(7), in_flight=2 if is_async else 1)))
-            assert steps[0] == steps[1], (ours, options)
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"policy": "priority"},
+        {"caching": True},
+        {"blocks": 60},
+        {"caching": True, "blocks": 60},
+        {"seats": 3},
+    ],
+    ids=str,
+)
+def test_nothing_bound_is_vllms_own_schedule(bench, is_async, options):
+    """With more tokens in a step than are planned before step times are learned, and with fewer."""
+    ours, theirs = (AsyncFairScheduler, AsyncScheduler) if is_async else (FairScheduler, Scheduler)
+    for tokens in (256, 1024):
+        stock, *others = [
+            bench(theirs, tokens=tokens, **options),
+            bench(ours, tokens=tokens, headway=LAX | {"policy": "fair"}, **options),
+            bench(ours, tokens=tokens, headway=LAX | {"policy": "triage"}, **options),
+            bench(ours, tokens=tokens, headway={"policy": "vllm-v1", "tpot_s": 0.001}, **options),
+        ]
+        wanted = list(_run(stock, random.Random(7), in_flight=2 if is_async else 1))
+        assert tokens == 256 or max(sum(step.values()) for step in wanted) > 512
+        for it in others:
+            policy = knows(it)
+            steps = list(_run(it, random.Random(7), in_flight=2 if is_async else 1))
+            assert [list(step.items()) for step in steps] == [list(step.items()) for step in wanted]
+            assert tally(it).failures == 0
+            assert policy.name != "vllm-v1" or tally(it).steered == 0
 
 
 def _run(bench, rng, in_flight):
-    """Bring requests now and then; yield what each step ran."""
+    """Bring requests now and then, some that begin alike; yield what each step ran."""
     under_way = []
-    for n in range(1000):
-        if n > 60 and not bench.scheduler.requests:
+    for n in range(3000):
+        if n > 40 and not bench.scheduler.requests:
             return
-        if n < 60 and rng.random() < 0.3:
-            prompt = [rng.randrange(3, 9)] * rng.randrange(1, 400)
-            bench.add(prompt, rng.randrange(1, 40), name=f"r{n}", priority=rng.randrange(3))
+        for k in range(rng.randrange(1, 5) if n < 40 and rng.random() < 0.3 else 0):
+            prompt = [rng.randrange(3, 9)] * rng.randrange(1, 700)
+            bench.add(prompt, rng.randrange(1, 30), name=f"r{n}-{k}", priority=rng.randrange(3))
         output = bench.schedule()
-        yield list(output.num_scheduled_tokens.items())
+        yield dict(output.num_scheduled_tokens)
         under_way.append(output)
         if len(under_way) == in_flight:
             bench.finish(under_way.pop(0))
@@ -133,6 +157,17 @@ def test_decodes_with_slack_sit_out(bench, clock):
     it.scheduler.finish_requests("prompt", RequestStatus.FINISHED_ABORTED)
     clock.s += 10.0
     assert set(it.step()) == {"early0", "early1", "early2", "early3", "late"}
+
+
+def test_a_prompt_that_is_mostly_cached_begins_though_blocks_are_short(bench, clock):
+    it = bench(headway={"ttft_s": 0.05, "tpot_s": 0.05}, tokens=2048, blocks=30, caching=True)
+    it.add([7] * 320, name="first")
+    it.step()
+    knows(it, a_s=0.010, b_s=0.0001)
+    clock.s += 0.05
+    it.add([7] * 320 + [8] * 20, name="second")  # 22 blocks, of which 20 are the first one's: 8 are free
+    assert it.step() == {"first": 1, "second": 20}
+    assert tally(it).steered == 1, "a chunk of 2,048 tokens would be too long for the first"
 
 
 def test_triage_serves_who_can_still_make_it(bench, clock):
@@ -214,6 +249,47 @@ def test_everybody_is_served(bench, clock, cls, policy, options):
     assert tally(it).failures == 0
 
 
+# Between steps
+
+
+def test_running_requests_sent_back_to_wait_run_once(bench, clock):
+    it = bench(headway={"policy": "triage", "ttft_s": 1.0, "tpot_s": 0.05}, tokens=256)
+    knows(it, b_s=0.0005)
+    it.add(8, 20, name="decode")
+    it.add(900, 5, name="prompt")
+    for _ in range(2):
+        it.step()
+    scheduler = it.scheduler
+    scheduler.headway.driver.shown()  # what it sees of the queues is remembered for the next step
+    assert scheduler.reset_prefix_cache(reset_running_requests=True)
+    assert [r.request_id for r in scheduler.waiting] == ["decode", "prompt"]
+    while scheduler.requests:
+        output = it.schedule()
+        assert not {r.request_id for r in scheduler.running} & {r.request_id for r in scheduler.waiting}
+        assert len(scheduler.running) == len(set(scheduler.running))
+        it.finish(output)
+    assert tally(it).failures == 0
+
+
+@pytest.mark.parametrize("pause", [PauseState.PAUSED_ALL, PauseState.PAUSED_NEW])
+def test_the_time_of_a_pause_is_no_steps(bench, clock, pause):
+    it = bench()
+    seen = []
+    it.scheduler.headway.driver.policy.observe = lambda step, now: seen.append(step.duration_s)
+    it.add(8, 20, name="a")
+    it.add(8, 20, name="b")
+    it.step()
+    it.scheduler.set_pause_state(pause)
+    clock.s += 100.0
+    it.scheduler.set_pause_state(PauseState.UNPAUSED)
+    it.scheduler.finish_requests("b", RequestStatus.FINISHED_ABORTED)
+    for _ in range(2):
+        output = it.schedule()
+        clock.s += 0.25
+        it.finish(output)
+    assert seen[1:] == [0.25, 0.25]
+
+
 # What goes wrong
 
 
@@ -266,6 +342,20 @@ def test_nonsense_targets_give_way_to_the_default(bench, value):
 def test_a_request_names_its_targets(bench):
     slo = bench().add(10, slo_ttft_ms=250, slo_tpot_ms=20.5).headway.request.slo
     assert (slo.ttft_s, slo.tpot_s) == (0.25, 0.0205)
+
+
+@pytest.mark.parametrize(
+    ("is_async", "config", "complaint"),
+    [
+        (False, {"async_scheduling": True}, "needs --no-async-scheduling"),
+        (True, {"is_diffusion": True}, "cannot serve diffusion models"),
+    ],
+)
+def test_an_engine_that_cannot_be_served_is_refused(is_async, config, complaint):
+    fields = {"async_scheduling": is_async, "is_diffusion": False} | config
+    part = SimpleNamespace(**fields)
+    with pytest.raises(ConfigError, match=complaint):
+        _require_fitting(SimpleNamespace(scheduler_config=part, model_config=part), is_async=is_async)
 
 
 def test_bad_settings_end_the_start(bench, complaints):

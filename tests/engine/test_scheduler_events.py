@@ -1,6 +1,7 @@
 """What a real scheduler of ours tells of its passes."""
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -11,7 +12,8 @@ from scheduler_kit import Bench
 from vllm.v1.request import RequestStatus
 
 from headway.core.events import InstanceUp, PassEnded, Snapshot
-from headway.hosts.vllm import FairScheduler
+from headway.hosts.vllm import FairScheduler, hub
+from headway.wire.publisher import Publisher
 from headway.wire.subscriber import Subscriber
 
 ANY = {"events": "tcp://127.0.0.1:0", "snapshots": "tcp://127.0.0.1:0", "name": "engine-0"}
@@ -33,10 +35,10 @@ async def until(true):
 def heard(it, act):
     """Run `act(got)` while somebody listens; return what was heard."""
     got = []
-    hub = it.scheduler.headway._hub
+    its_hub = it.scheduler.headway._hub
 
     async def listen():
-        async with Subscriber(hub.endpoint, hub.snapshot_endpoint, got.append):
+        async with Subscriber(its_hub.endpoint, its_hub.snapshot_endpoint, got.append):
             await until(lambda: any(isinstance(event, Snapshot) for event in got))
             await act(got)
 
@@ -102,16 +104,33 @@ def test_the_learned_model_and_the_admission_budget_are_told(it):
     assert model.margin >= 1.0
 
 
-def test_a_subscriber_that_never_reads_holds_up_nothing(it):
+def test_a_subscriber_that_never_reads_holds_up_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "Publisher", partial(Publisher, high_water_mark=1))
+    told = ANY | {"events": f"ipc://{tmp_path}/events"}  # its buffers are smaller than TCP's
+    it = Bench(tmp_path, FairScheduler, headway=told, seats=8, tokens=256)
+    its_hub, tally = it.scheduler.headway._hub, it.scheduler.headway.driver.tally
     socket = zmq.Context.instance().socket(zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, 1)
     socket.setsockopt(zmq.SUBSCRIBE, b"")
-    socket.connect(it.scheduler.headway._hub.endpoint)
-    it.add(8, 3000, name="a")
-    steps = 0
+    socket.connect(its_hub.endpoint)
+    it.add(8, 6000, name="a")
+    while not socket.poll(10):
+        it.step()  # until it is there; it never reads
+
+    async def told_all():
+        await until(lambda: its_hub._merge._sequence >= tally.steps)
+
     while it.scheduler.requests:
         it.step()
-        steps += 1
+        if tally.steps % 500 == 0:  # half of what a rank may have on its way
+            asyncio.run(told_all())
+    asyncio.run(told_all())
+    assert tally.steps == 6000
+    assert (tally.dropped, tally.failures) == (0, 0)
+    read = 0
+    while socket.poll(100):
+        socket.recv_multipart()
+        read += 1
+    assert read < 6000, "it was never behind"
     socket.close(linger=0)
-    assert steps == 3000
-    assert it.scheduler.headway.driver.tally.failures == 0
+    it.close()

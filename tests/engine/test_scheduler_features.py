@@ -136,6 +136,24 @@ def test_kv_from_elsewhere_is_fetched_however_full_the_steps_are(bench, cls):
     assert it.step()["far"] == 1, "one token is left to compute"
 
 
+def test_a_streamed_input_is_a_new_request_with_each_piece(bench):
+    it = bench()
+    session = it.add(100, 2, name="talk", resumable=True, slo_ttft_ms=500)
+    first = session.headway
+    it.step()
+    it.step()
+    assert session.status == RequestStatus.WAITING_FOR_STREAMING_REQ
+    piece = it.add(50, 2, name="talk", resumable=True, slo_ttft_ms=250, headway_dispatch=9)
+    assert not hasattr(piece, "headway"), "vLLM takes what is in it and lets it go"
+    assert it.step() == {"talk": session.num_prompt_tokens - 101}
+    it.step()
+    now = session.headway
+    assert now.first_token_s > first.first_token_s
+    assert (now.request.slo.ttft_s, now.request.prompt_tokens) == (0.25, session.num_prompt_tokens)
+    it.add(1, name="talk")  # the end
+    assert not it.scheduler.requests
+
+
 def test_preempted_requests_come_back(bench):
     it = bench(blocks=20, seats=8)
     for n in range(6):

@@ -195,6 +195,7 @@ def test_a_rank_without_a_hub_goes_on(tmp_path):
         reporter.ended(0, Shown(), tally, (1, 0.01), None)
     reporter.close()
     assert tally.dropped > 0
+    assert sorted(reporter._dispatches) == list(range(2000, 3000)), "the highest, and no more"
 
 
 def test_garbage_does_not_end_the_hub(hub, tmp_path):

@@ -67,6 +67,20 @@ def test_what_is_no_request_is_vllms_to_refuse(body):
     amend(body, {"headway_dispatch": 1})
 
 
+def test_half_a_character_passes():
+    body = b'{"prompt": "\\ud83d", "slo_ttft_ms": 500}'
+    passed = json.loads(amend(body, {}))
+    assert passed == {"prompt": "\ud83d", "vllm_xargs": {"slo_ttft_ms": 500}}
+
+
+def test_a_body_nested_too_deep_is_vllms_to_refuse():
+    for depth in (*range(900, 1010), 100_000):
+        body = b'{"slo_ttft_ms": 500, "a": %s%s}' % (b"[" * depth, b"]" * depth)
+        passed = amend(body, {})
+        assert passed == body or b'"vllm_xargs": {"slo_ttft_ms": 500}' in passed
+    assert passed == body
+
+
 def test_targets_left_out_are_the_engines():
     default = Slo(3.0, 0.1)
     assert slo_of(None, default) is default

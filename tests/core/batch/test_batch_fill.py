@@ -1,6 +1,10 @@
 from fakes import FakeView, decode, prompt
 
-from headway.core.batch.fill import fill
+from headway.core.batch import fill as module
+
+
+def fill(*args, **options):
+    return module.fill(*args, **options).prefills
 
 
 def test_prompts_begun_come_before_waiting_ones_and_the_last_is_chunked():
@@ -52,3 +56,31 @@ def test_a_limit_under_what_a_prompt_could_have_ends_the_filling():
     view = FakeView(waiting=[first, second])
     assert fill(view, 500, allow=lambda work, most: most - 1) == [(first, 99)]
     assert fill(view, 500, allow=lambda work, most: 0) == []
+
+
+# Whom blocks alone kept out
+
+
+def blocked(*args, **options):
+    return module.fill(*args, **options).blocked
+
+
+def test_who_lacks_nothing_but_blocks_is_told_with_the_tokens_left():
+    begun, long, short = prompt(160, done=80), prompt(400), prompt(16)
+    view = FakeView(waiting=[long, short], prefilling=[begun], free_blocks=20)
+    assert blocked(view, 500) == (long, 420)
+    assert blocked(view, 500, [(long, True), (short, True), (begun, False)]) == (long, 420)
+
+
+def test_without_a_seat_tokens_or_time_nobody_is_blocked():
+    begun, long = prompt(160, done=80), prompt(400)
+    view = FakeView(waiting=[long], prefilling=[begun], free_blocks=20)
+    assert blocked(view, 80) is None
+    assert blocked(view, 500, allow=lambda work, most: most - 1) is None
+    assert blocked(FakeView(waiting=[long], free_seats=0, free_blocks=20), 500) is None
+    assert blocked(FakeView(waiting=[prompt(100)], free_blocks=20), 500) is None
+
+
+def test_nobody_comes_in_where_blocks_are_short_for_those_begun():
+    begun, long = prompt(160, done=80), prompt(400)
+    assert blocked(FakeView(waiting=[long], prefilling=[begun], free_blocks=4), 500) is None

@@ -57,6 +57,15 @@ def test_a_decode_with_slack_yields_to_a_prompt_and_is_skipped():
     assert chunks(roomy) == [(short, 100)] and not roomy.skipped
 
 
+def test_a_prompt_that_lacks_blocks_alone_is_told_with_what_there_is_time_for():
+    long, tight = prompt(8000, at=0.9), decode(at=0.0, generated=1)  # 500 blocks; due at 1.05
+    plan = make().plan(FakeView(waiting=[long], decodes=[tight], free_blocks=10), now=0.95)
+    assert not plan.prefills and plan.blocked == (long, near(4749))
+    many = [decode(at=0.0, generated=41) for _ in range(3000)]  # due at 3.05: no room for all of them
+    plan = make().plan(FakeView(waiting=[long], decodes=[tight, *many], free_blocks=200), now=1.0)
+    assert plan.skipped and plan.blocked is None
+
+
 def test_of_the_decodes_with_slack_those_with_least_run_first():
     tight = decode(at=0.0, generated=1)
     ahead = [decode(at=0.0, generated=41 + i, context=50_000) for i in (2, 0, 1)]

@@ -99,11 +99,15 @@ class Plan:
 
     `prefills`: (request, chunk tokens ≥ 1) pairs; a waiting request in it begins. `skipped`: decodes that get
     no token this step and keep their KV. `decode=False`: none of the decodes runs.
+
+    `blocked`: (waiting request, tokens) where nothing but KV blocks kept a prompt out: what the step had left
+    for it and those behind it. An engine that finds part of it in its prefix cache needs fewer, and may try.
     """
 
     prefills: Sequence[tuple[EngineRequest, int]] = ()
     skipped: Collection[EngineRequest] = field(default=())
     decode: bool = True
+    blocked: tuple[EngineRequest, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,10 +109,10 @@ class Fair(BatchPolicy):
         decodes = view.decodes
         prompts = bool(view.prefilling or view.waiting)
         if not decodes:
-            return Plan(fill(view, view.token_cap, self._alone(view, now)))
+            return fill(view, view.token_cap, self._alone(view, now))
         if not self.step_time.trained("mixed" if prompts else "decode"):
             tokens = min(self.settings.learning_tokens, view.token_cap - len(decodes))
-            return Plan(fill(view, tokens))
+            return fill(view, tokens)
         slacks, tpot_s = self._slacks(decodes, now)
         budget_s = max(min(slacks), self.settings.least_budget * tpot_s)
         if not prompts:
@@ -201,17 +201,22 @@ class Fair(BatchPolicy):
         fixed_s = costs.predict(urgent, view.decode_context_tokens - relaxed_context)
         net_s = max(budget_s / self.step_time.margin("mixed") - fixed_s, _MOST_MARGIN * (budget_s - fixed_s))
         time = _TimeLeft(costs, net_s)
-        prefills: list[tuple[EngineRequest, int]] = []
+        plan = _EVERY_DECODE
         order = self._order(view, now, fixed_s, max(time.left_s, 0.0))
-        if time.left_s > 0.0:
-            prefills = fill(view, self._prompt_tokens(view, urgent), order, allow=time.allow)
+        has_time = time.left_s > 0.0
+        if has_time:
+            plan = fill(view, self._prompt_tokens(view, urgent), order, allow=time.allow)
         elif self._dry_steps >= _DRY_STEPS or costs.a_s >= budget_s:
-            prefills = fill(
-                view, min(self._prompt_tokens(view, urgent), self.settings.learning_tokens), order
-            )
+            plan = fill(view, min(self._prompt_tokens(view, urgent), self.settings.learning_tokens), order)
+        prefills = plan.prefills
         self._dry_steps = 0 if prefills else self._dry_steps + 1
         left_tokens = view.token_cap - urgent - sum(chunk for _, chunk in prefills)
-        return Plan(prefills, _sit_out(relaxed, relaxed_context, costs, time.left_s, left_tokens))
+        skipped = _sit_out(relaxed, relaxed_context, costs, time.left_s, left_tokens)
+        blocked = plan.blocked
+        if blocked is not None and has_time:
+            tokens = 0 if skipped else time.left_after(len(relaxed), relaxed_context, blocked[1])
+            blocked = (blocked[0], tokens) if tokens else None
+        return Plan(prefills, skipped, blocked=blocked)
 
     def _prompt_tokens(self, view: BatchView, urgent: int) -> int:
         """Prompt tokens the cap and what was measured allow (rules 5 and 6)."""
@@ -257,6 +262,11 @@ class _TimeLeft:
         if chunk > 0:
             self.left_s -= self._costs.prefill_s(chunk, context)
         return chunk
+
+    def left_after(self, decodes: int, context_tokens: int, most: int) -> int:
+        """Return the prompt tokens, at most `most`, that there is time for beside these decodes as well."""
+        left_s = self.left_s - self._costs.b_s * decodes - self._costs.c_s * context_tokens
+        return self._costs.chunk_for(left_s, 0, most)
 
 
 def _due_s(work: EngineRequest) -> float:

@@ -10,7 +10,7 @@ Rule 3. When one prompt cannot begin, no later one begins in its place (it would
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 
-from headway.core.batch.contract import BatchView, EngineRequest
+from headway.core.batch.contract import BatchView, EngineRequest, Plan
 
 __all__ = ["Prompt", "fill", "first_come"]
 
@@ -32,21 +32,25 @@ def fill(
     *,
     allow: Allow | None = None,
     whole: bool = False,
-) -> list[tuple[EngineRequest, int]]:
-    """Take prompts in the order given (`first_come` when None) until `tokens` are planned; return their
-    chunks.
+) -> Plan:
+    """Take prompts in the order given (`first_come` when None) until `tokens` are planned; return the plan:
+    these chunks, every decode, and who was kept out by rule 2 for want of blocks alone.
 
     `prompts` is read only as far as needed. `whole`: a prompt is split only if it is first, for it may be
     longer than a step.
     """
     planned: list[tuple[EngineRequest, int]] = []
     if tokens <= 0:
-        return planned
+        return Plan(planned)
     blocks = _Blocks(view)
+    blocked: EngineRequest | None = None
+    starved = False  # a prompt begun, of blocks: another one would take them from it
     seats, partial, may_begin = view.free_seats, len(view.prefilling), True
     for work, begins in first_come(view) if prompts is None else prompts:
         if begins:
-            may_begin = may_begin and seats > 0 and blocks.reserve(work)
+            if may_begin and seats > 0 and not blocks.reserve(work):
+                blocked = work
+            may_begin = may_begin and seats > 0 and blocked is None
             if not may_begin:
                 if not partial:
                     break
@@ -57,15 +61,18 @@ def fill(
         todo = work.todo_tokens
         most = min(todo, tokens, blocks.room(work))
         if whole and most < todo and planned:
-            break
+            return Plan(planned)
         chunk = most if allow is None or most < 1 else allow(work, most)
         if chunk > 0:
             planned.append((work, chunk))
             blocks.take(work, chunk)
             tokens -= chunk
         if tokens <= 0 or chunk < most:
-            break
-    return planned
+            return Plan(planned)
+        starved = starved or chunk < todo
+    if blocked is None or starved:
+        return Plan(planned)
+    return Plan(planned, blocked=(blocked, tokens))
 
 
 class _Blocks:

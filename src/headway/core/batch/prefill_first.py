@@ -21,5 +21,5 @@ class PrefillFirst(BatchPolicy):
     def plan(self, view: BatchView, now: float) -> Plan:
         """Run the prompts that fit whole; without any, the decodes. A prompt over the cap takes several
         steps."""
-        prefills = fill(view, view.token_cap, whole=True)
-        return Plan(prefills, decode=not prefills)
+        plan = fill(view, view.token_cap, whole=True)
+        return Plan(plan.prefills, decode=not plan.prefills, blocked=plan.blocked)

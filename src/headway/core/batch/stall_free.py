@@ -43,4 +43,4 @@ class StallFree(BatchPolicy):
     def plan(self, view: BatchView, now: float) -> Plan:
         """Run every decode and fill the rest of the budget with prompts."""
         budget = min(self.settings.token_budget, view.token_cap)
-        return Plan(fill(view, budget - len(view.decodes)))
+        return fill(view, budget - len(view.decodes))

@@ -20,4 +20,4 @@ class VllmV1(BatchPolicy):
 
     def plan(self, view: BatchView, now: float) -> Plan:
         """Run every decode and fill the rest of the cap with prompts."""
-        return Plan(fill(view, view.token_cap - len(view.decodes)))
+        return fill(view, view.token_cap - len(view.decodes))

@@ -1,6 +1,6 @@
 """Headway inside vLLM: a scheduler class that forms each step by a batch policy, and what goes with it.
 
-    vllm serve MODEL --scheduler-cls headway.hosts.vllm.FairScheduler --middleware
+    vllm serve MODEL --scheduler-cls headway.hosts.vllm.AsyncFairScheduler --middleware
     headway.hosts.vllm.Middleware
 
 The names are found on first use: a process that needs only the middleware does not load vLLM's scheduler, and

@@ -58,7 +58,7 @@ def amend(body: bytes, found: Mapping[str, float]) -> bytes:
         return _put_in_front(body, found)
     try:
         content = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested too deep
         return body
     if not isinstance(content, dict):
         return body
@@ -72,7 +72,10 @@ def amend(body: bytes, found: Mapping[str, float]) -> bytes:
     slo_of(extra, Slo())
     # vLLM knows no null there.
     content["vllm_xargs"] = {key: value for key, value in extra.items() if value is not None}
-    return json.dumps(content, ensure_ascii=False).encode()
+    try:
+        return json.dumps(content).encode()
+    except RecursionError:
+        return body
 
 
 def _put_in_front(body: bytes, found: Mapping[str, float]) -> bytes:

@@ -13,6 +13,7 @@ from logging import Logger
 from typing import Any
 
 from headway.core.batch import BatchPolicy
+from headway.core.batch.vllm_v1 import VllmV1
 from headway.hosts.vllm.recorder import Recorder
 from headway.hosts.vllm.reports import Shown, Tally
 from headway.hosts.vllm.settings import VllmSettings
@@ -39,6 +40,7 @@ class Driver:
     ) -> None:
         self.policy: BatchPolicy = settings.make_policy(random.Random(f"{settings.seed}/batch/{rank}"))
         self.tally = Tally()
+        self._only_measures = isinstance(self.policy, VllmV1)
         self._scheduler = scheduler
         self._adopter = Adopter(settings.slo)
         self._steps = Steps()
@@ -59,7 +61,7 @@ class Driver:
         self._schedule_s = now = time.monotonic()
         self._planned = False
         scheduler = self._scheduler
-        if throttled or self._leave_alone or scheduler.pause_state.value:
+        if throttled or self._leave_alone or self._only_measures or scheduler.pause_state.value:
             self._leave_alone = False
             return
         with self.guarded():
@@ -116,12 +118,20 @@ class Driver:
     def left(self) -> None:
         """Note whether there is work to go on with, after requests left."""
         self._view = None
-        self._steps.leave(work_left=bool(self._scheduler.has_unfinished_requests()))
+        if not self._scheduler.has_unfinished_requests():
+            self._steps.rest()
+
+    def interrupted(self) -> None:
+        """Note that queues changed, or the engine was paused, between steps."""
+        self._view = None
+        self._steps.rest()
 
     def dispatch_of(self, inner: Any) -> int | None:
         """Return the number of the dispatch that brought a request; remember the request."""
         self._view = None
-        self._adopter.work_of(inner)
+        # The next piece of a streamed input comes as a request, of which vLLM takes what it needs.
+        if self._scheduler.requests.get(inner.request_id) is inner:
+            self._adopter.work_of(inner)
         params = inner.sampling_params
         number = (params.extra_args or {}).get(DISPATCH) if params is not None else None
         return number if isinstance(number, int) and number > 0 else None

@@ -2,10 +2,12 @@
 
 Rule 1. A report holds the full state of the rank: one that is lost costs nothing but time.
 Rule 2. Nothing here ever waits: beyond the high water mark a report is dropped and counted.
-Rule 3. Numbers of dispatches must not be lost with a report: they go with the next one that leaves.
+Rule 3. Numbers of dispatches must not be lost with a report: they go with the next one that leaves, the
+        highest ones if there are many. (No hub hears the ranks of other machines.)
 """
 
 import tempfile
+from heapq import heappush, heappushpop
 from typing import Any
 
 import msgspec
@@ -16,6 +18,8 @@ from headway.core.events import InstanceUp, Role, StepModel
 __all__ = ["BUCKETS_S", "Ended", "Message", "Reporter", "Shown", "Started", "Tally", "Up", "address", "read"]
 
 _HIGH_WATER_MARK = 1000
+#: Numbers of dispatches that are kept for the next report.
+_MOST_DISPATCHES = 1000
 #: Step models change slowly: every so many steps is often enough to tell them.
 _MODELS_EVERY = 16
 #: Upper ends of the buckets of step times, in s; the last bucket is open.
@@ -142,7 +146,10 @@ class Reporter:
 
     def received(self, dispatch: int) -> None:
         """Note the number of a dispatch that came."""
-        self._dispatches.append(dispatch)
+        if len(self._dispatches) < _MOST_DISPATCHES:
+            heappush(self._dispatches, dispatch)
+        else:
+            heappushpop(self._dispatches, dispatch)
 
     def up(self, up: Up) -> None:
         """Introduce the rank."""

@@ -1,7 +1,7 @@
 """vLLM's schedulers with a batch policy in front: `--scheduler-cls headway.hosts.vllm.FairScheduler`.
 
 `FairScheduler` is for synchronous scheduling (the CPU), `AsyncFairScheduler` for asynchronous scheduling
-(what GPUs run by default). Which policy it is, is a setting. Of vLLM's methods five are wrapped, each by a
+(what GPUs run by default). Which policy it is, is a setting. Of vLLM's methods seven are wrapped, each by a
 call before or after; `schedule()` is steered (`steering.py`), never copied.
 """
 
@@ -71,6 +71,18 @@ class _Fair:
         self.headway.left()
         return finished
 
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """Empty the cache, between steps; vLLM may send all that run back to wait for it."""
+        try:
+            return super().reset_prefix_cache(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.headway.driver.interrupted()
+
+    def set_pause_state(self, *args: Any, **kwargs: Any) -> None:
+        """Pause, or go on: the time between is no step's."""
+        super().set_pause_state(*args, **kwargs)  # type: ignore[misc]
+        self.headway.driver.interrupted()
+
     def shutdown(self) -> None:
         """End."""
         self.headway.close()
@@ -90,6 +102,7 @@ class Plug:
 
     def __init__(self, scheduler: Any) -> None:
         config = scheduler.vllm_config
+        _require_fitting(config, is_async=isinstance(scheduler, AsyncScheduler))
         settings = read(config.additional_config)
         self.rank: int = config.parallel_config.data_parallel_index
         self.driver = Driver(scheduler, settings, self.rank, _log, self._make_recorder(settings))
@@ -100,8 +113,6 @@ class Plug:
         self._reporter.up(self._up)
         self._every_s = 0.0 if settings.events else _METRICS_S
         self._told_s = 0.0
-        if config.scheduler_config.async_scheduling and not isinstance(scheduler, AsyncScheduler):
-            _log.warning("FairScheduler turns asynchronous scheduling off: AsyncFairScheduler keeps it")
         _log.info("Headway: %s, targets TTFT %gs TPOT %gs", settings.policy, settings.ttft_s, settings.tpot_s)
 
     def _make_hub(self, settings: VllmSettings, instance_id: str) -> Hub | None:
@@ -168,6 +179,18 @@ class Plug:
             self._reporter.close()
             if self._hub is not None:
                 self._hub.close()
+
+
+def _require_fitting(config: Any, *, is_async: bool) -> None:
+    """Return if these classes can serve an engine so configured. Raises ConfigError in one line if not."""
+    if config.scheduler_config.async_scheduling and not is_async:
+        # The engine forms a step while another runs in any case, and the class sees none of its decodes.
+        raise ConfigError(
+            "headway's FairScheduler needs --no-async-scheduling: under asynchronous scheduling take "
+            "headway.hosts.vllm.AsyncFairScheduler"
+        )
+    if config.model_config.is_diffusion:  # a canvas is no token after another
+        raise ConfigError("headway's scheduler cannot serve diffusion models: start without --scheduler-cls")
 
 
 def _up(scheduler: Any, rank: int) -> Up:

@@ -14,7 +14,9 @@ Rule 4. vLLM serves prompts begun before waiting ones, and cuts only the last. W
         begun and has waiting ones beside it, the cut is made with `long_prefill_token_threshold`, which caps
         every prompt of the step, if no other would feel it. Else the prompt sits this step out: the tokens
         that the plan had left over for it are lost, the order is kept.
-Rule 5. Where prompts must not be cut (`enable_chunked_prefill` off), order and sitting out are all that is
+Rule 5. A prompt that only KV blocks keep out of the plan comes behind the planned ones, with the tokens the
+        step has left: vLLM begins it if its prefix cache holds so much of it that the blocks do.
+Rule 6. Where prompts must not be cut (`enable_chunked_prefill` off), order and sitting out are all that is
         done: a budget below the next prompt's length would keep it out for ever.
 
 Approximate by nature: what the prefix cache holds of a waiting prompt, what LoRA, encoder budgets, connectors
@@ -56,6 +58,8 @@ def steer(plan: Plan, view: View, scheduler: Any) -> Steering | None:
         return None
     budget = sum([work.step_tokens for work in view.decodes if id(work) not in skipped])
     budget += sum([chunk for _, chunk in plan.prefills])
+    if plan.blocked is not None:
+        budget += plan.blocked[1]
     if not budget:
         return None  # a plan of nothing: vLLM knows better
     steering = Steering(budget + view.ahead_tokens)
@@ -72,7 +76,7 @@ def steer(plan: Plan, view: View, scheduler: Any) -> Steering | None:
 class Applied:
     """A steering in force, from its construction to `undo()`, which puts everything back."""
 
-    __slots__ = ("_budget", "_eligible", "_places", "_running", "_scheduler", "_threshold")
+    __slots__ = ("_budget", "_eligible", "_running", "_scheduler", "_threshold", "_waiting")
 
     def __init__(self, scheduler: Any, steering: Steering) -> None:
         config = scheduler.scheduler_config
@@ -81,7 +85,7 @@ class Applied:
         self._threshold: int = config.long_prefill_token_threshold
         self._eligible = [(inner, inner.next_decode_eligible_step) for inner in steering.sit_out]
         self._running = list(scheduler.running) if steering.prompts else None
-        self._places: list[tuple[int, Any]] = []
+        self._waiting: list[Any] = []
         try:
             self._apply(scheduler, steering)
         except BaseException:
@@ -89,11 +93,12 @@ class Applied:
             raise
 
     def _apply(self, scheduler: Any, steering: Steering) -> None:
-        self._places = _move_to_front(scheduler.waiting, steering.waiting)
+        self._waiting = _move_to_front(scheduler.waiting, steering.waiting)
         if self._running is not None:
-            last = {id(inner) for inner in steering.prompts}
-            first = [inner for inner in self._running if id(inner) not in last]
-            scheduler.running[:] = first + steering.prompts
+            running = {id(inner) for inner in self._running}
+            last = [inner for inner in steering.prompts if id(inner) in running]
+            moved = {id(inner) for inner in last}
+            scheduler.running[:] = [inner for inner in self._running if id(inner) not in moved] + last
         if steering.budget is not None:
             scheduler.max_num_scheduled_tokens = min(self._budget, steering.budget)
         if steering.threshold is not None:
@@ -110,7 +115,7 @@ class Applied:
             inner.next_decode_eligible_step = step
         if self._running is not None:
             _put_back_running(scheduler, self._running)
-        _put_back_waiting(scheduler.waiting, self._places)
+        _put_back_waiting(scheduler.waiting, self._waiting)
 
 
 def _takes_all(plan: Plan, view: View) -> bool:
@@ -125,7 +130,10 @@ def _takes_all(plan: Plan, view: View) -> bool:
     begins = len(prefills) - len(view.prefilling)
     if whole and begins >= view.free_seats and begins >= 0:
         return True
-    return len(view.decodes) + sum([chunk for _, chunk in prefills]) >= view.token_cap
+    tokens = len(view.decodes) + sum([chunk for _, chunk in prefills])
+    if plan.blocked is not None and plan.blocked[0] is own[-1]:
+        tokens += plan.blocked[1]
+    return tokens >= view.token_cap
 
 
 def _order_prompts(steering: Steering, plan: Plan, view: View, scheduler: Any, *, may_cut: bool) -> None:
@@ -153,7 +161,8 @@ def _order_prompts(steering: Steering, plan: Plan, view: View, scheduler: Any, *
     steering.sit_out += held
     if isinstance(scheduler.waiting, deque):
         requests = scheduler.requests
-        steering.waiting = [requests[work.request.id] for work, _ in waiting]
+        blocked = [] if plan.blocked is None else [plan.blocked]
+        steering.waiting = [requests[work.request.id] for work, _ in waiting + blocked]
 
 
 def _cap(steering: Steering, plan: Plan, chunk: int, scheduler: Any) -> bool:
@@ -181,36 +190,44 @@ def _fetch_from_elsewhere(steering: Steering, scheduler: Any) -> None:
         steering.waiting = coming + [inner for inner in steering.waiting if id(inner) not in planned]
 
 
-def _move_to_front(queue: Any, wanted: list[Any]) -> list[tuple[int, Any]]:
-    """Bring the requests to the front in this order; return where each was, in order of place."""
+def _move_to_front(queue: Any, wanted: list[Any]) -> list[Any]:
+    """Bring the requests to the front in this order; return the front as it was, as far as it changed."""
     if not wanted or all(inner is other for inner, other in zip(wanted, queue, strict=False)):
         return []
     missing = {id(inner) for inner in wanted}
-    places = []
-    for place, inner in enumerate(queue):
+    found: set[int] = set()
+    depth = 0
+    for place, inner in enumerate(queue, 1):
         if id(inner) in missing:
-            places.append((place, inner))
-            if len(places) == len(wanted):
+            found.add(id(inner))
+            depth = place
+            if len(found) == len(missing):
                 break
-    for place, _ in reversed(places):
-        del queue[place]
-    there = {id(inner) for _, inner in places}  # one that vLLM keeps in another queue stays there
-    queue.extendleft([inner for inner in reversed(wanted) if id(inner) in there])
-    return places
+    front = [queue.popleft() for _ in range(depth)]
+    # One that vLLM keeps in another queue stays there.
+    moved = [inner for inner in wanted if id(inner) in found]
+    moved += [inner for inner in front if id(inner) not in found]
+    queue.extendleft(reversed(moved))
+    return front
 
 
-def _put_back_waiting(queue: Any, places: list[tuple[int, Any]]) -> None:
-    """Put those that did not begin where they were: else the queue is not first come first any more."""
-    stayed, began = [], 0
-    for place, inner in places:
-        try:
-            queue.remove(inner)
-        except ValueError:
-            began += 1
-        else:
-            stayed.append((place - began, inner))
-    for place, inner in stayed:
-        queue.insert(place, inner)
+def _put_back_waiting(queue: Any, front: list[Any]) -> None:
+    """Give those of the front that did not begin their old order: else the queue is not first come first any
+    more. The places stay those they have: before them is whom vLLM preempted meanwhile.
+    """
+    if not front:
+        return
+    known = {id(inner) for inner in front}
+    places: list[int] = []
+    stayed: set[int] = set()
+    for place, inner in enumerate(queue):
+        if id(inner) in known:
+            places.append(place)
+            stayed.add(id(inner))
+        elif not inner.num_preemptions:
+            break  # vLLM takes from the front and puts back at the front, in order: the rest is untouched
+    for place, inner in zip(places, [inner for inner in front if id(inner) in stayed], strict=True):
+        queue[place] = inner
 
 
 def _put_back_running(scheduler: Any, order: list[Any]) -> None:

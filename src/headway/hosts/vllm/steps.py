@@ -47,7 +47,7 @@ class Steps:
     def __init__(self) -> None:
         self.ended_s = 0.0
         self._under_way: deque[Step] = deque()
-        self._worked_on = False  # there was work left when the last one ended
+        self._worked_on = False  # since the last one ended there was work all along
 
     @property
     def latest(self) -> Step | None:
@@ -83,11 +83,11 @@ class Steps:
             step = self._under_way.popleft()
             if step.output is output:
                 begun_s = self.ended_s if self._worked_on else max(self.ended_s, step.scheduled_s)
-                self.ended_s = now
+                self.ended_s, self._worked_on = now, True
                 return step, now - begun_s, max(0.0, step.formed_s - begun_s)
         self.ended_s = now
         return None
 
-    def leave(self, *, work_left: bool) -> None:
-        """Note whether the engine has work to go on with."""
-        self._worked_on = work_left
+    def rest(self) -> None:
+        """Note that the engine stands still: it has nothing to go on with, or it was told to."""
+        self._worked_on = False

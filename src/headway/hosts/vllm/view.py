@@ -36,10 +36,11 @@ _MOST_WAITED_S = 3600.0
 class Work:
     """What is remembered of a vLLM request. It rides on the request and does not point back at it.
 
-    `step_tokens`: tokens its next decode takes, speculated ones included.
+    `step_tokens`: tokens its next decode takes, speculated ones included. `arrived_s`: by vLLM's wall clock.
     """
 
     __slots__ = (
+        "arrived_s",
         "context_tokens",
         "first_token_s",
         "generated_tokens",
@@ -48,8 +49,9 @@ class Work:
         "todo_tokens",
     )
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, arrived_s: float) -> None:
         self.request = request
+        self.arrived_s = arrived_s
         self.todo_tokens = request.prompt_tokens
         self.context_tokens = 0
         self.generated_tokens = 0
@@ -69,8 +71,9 @@ class Adopter:
     def work_of(self, inner: Any) -> Work:
         """Return what is remembered of a request, from its first sight on."""
         work: Work | None = getattr(inner, "headway", None)
-        if work is None:
-            work = inner.headway = Work(self._request(inner))
+        # Where the input is streamed, its next piece makes a new request of it: another arrival and prompt.
+        if work is None or work.arrived_s != inner.arrival_time:
+            work = inner.headway = Work(self._request(inner), inner.arrival_time)
         return work
 
     def _request(self, inner: Any) -> Request:
