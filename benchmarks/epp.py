@@ -41,6 +41,8 @@ from headway.core.settings import setting
 
 WARM_UP_S = 2.0
 MORE_FILES = 4096
+#: With --held, connections from Envoy to the engines: all are let go at once, and files are bounded.
+TO_ENGINES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,13 +280,16 @@ async def gauges(watch: Client) -> dict[str, float]:
 
 def held(given: argparse.Namespace, engines: list[str]) -> None:
     """Run it and print what came out."""
-    allow_open_files(2 * given.held + MORE_FILES)
+    allow_open_files(given.held + TO_ENGINES + MORE_FILES)
     policy = f"benchmarks.epp:Crowd:most={given.held}"
     limits = {"limits": {"buffer_requests": 2 * given.held}}
     with picker(engines, policy, **limits) as picks:
         config = envoys.load("override-host")
         known = envoys.cluster(config, "engines")["load_assignment"]["endpoints"][0]
         known["lb_endpoints"] = envoys.endpoints(engines)
+        engines_cluster = envoys.cluster(config, "engines")
+        bounds = engines_cluster["circuit_breakers"]["thresholds"][0] | {"max_connections": TO_ENGINES}
+        engines_cluster["circuit_breakers"] = {"thresholds": [bounds]}
         envoys.before_picker(config, picks.port)
         with envoy(config) as front:
             came = uvloop.run(crowd(given, front, picks))
