@@ -29,6 +29,8 @@ __all__ = ["Processor", "address", "listen"]
 
 #: What came over the wire beside a body, in one message.
 MESSAGE_ROOM_BYTES = 1 << 20
+#: Entries of the access log that Envoy may send in one message (`buffer_size_bytes` in deploy/envoy).
+LOG_BYTES = 16 << 20
 #: gRPC keeps new streams in a queue until they are asked for, and sheds them when it is long or they are old.
 #: Every stream is a held request here, bounded by `[limits]`, so that nothing may be shed below. Nor are the
 #: streams of a connection bounded: Envoy opens more before it has heard of a bound, and fails those.
@@ -126,7 +128,7 @@ async def listen(
     """Serve gRPC, health checks at least; return the server and its port. Raises ConfigError when the port
     cannot be bound.
     """
-    limit = config.limits.max_body_bytes + MESSAGE_ROOM_BYTES
+    limit = max(config.limits.max_body_bytes, LOG_BYTES) + MESSAGE_ROOM_BYTES
     own = (("grpc.max_receive_message_length", limit), ("grpc.so_reuseport", int(shared)))
     server = grpc.aio.server(options=(*_OPTIONS, *own))
     add_HealthServicer_to_server(health.servicer, server)
