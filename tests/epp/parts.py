@@ -3,10 +3,12 @@
 import asyncio
 import random
 from collections import Counter
+from dataclasses import dataclass
 
-from headway.core.cluster import create_cluster
+from headway.core.cluster import PoolPolicy, PoolSettings, create_cluster
 from headway.core.decision_log import DecisionLog
 from headway.core.events import Arrived
+from headway.core.settings import setting
 from headway.front.driver import Driver
 from headway.front.lengths import Lengths
 from headway.front.worker import State, Worker
@@ -19,6 +21,24 @@ from headway.hosts.envoy.remote import RemoteDesk
 from headway.hosts.envoy.stream import Streams, Tools
 
 TINY = b'{"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}'
+
+
+@dataclass(frozen=True, slots=True)
+class CrowdSettings(PoolSettings):
+    most: int = setting(2, "so many are held, then all are let go", at_least=1)
+
+
+class Crowd(PoolPolicy):
+    """Holds until so many are there."""
+
+    Settings = CrowdSettings
+    settings: CrowdSettings
+    summary = "hold until there are many"
+
+    def _place(self, now):
+        if len(self.buffer) >= self.settings.most:
+            for waiting in list(self.buffer.values()):
+                self._dispatch(waiting, min(self.ledger.ranks, key=lambda rank: rank.requests), now, "all")
 
 
 class Clock:

@@ -88,7 +88,7 @@ def test_what_is_placed_and_over_leaves_nothing():
 
 def test_a_refusal_keeps_its_status_reason_and_when_to_try_again():
     async def run():
-        stage = Stage(limits={"buffer_requests": 1}, policy="benchmarks.epp:Crowd:most=9")
+        stage = Stage(limits={"buffer_requests": 1}, policy="parts:Crowd:most=9")
         desk = Apart(stage.picks).desk
         held = asyncio.create_task(desk.place(asked("a")))
         await turn()
@@ -108,7 +108,7 @@ def test_a_refusal_keeps_its_status_reason_and_when_to_try_again():
 
 def test_a_client_that_goes_away_is_withdrawn():
     async def run():
-        stage = Stage(policy="benchmarks.epp:Crowd:most=9")
+        stage = Stage(policy="parts:Crowd:most=9")
         held = asyncio.create_task(Apart(stage.picks).desk.place(asked()))
         await turn()
         assert stage.picks.buffer.requests == 1
@@ -156,7 +156,7 @@ def test_what_is_withdrawn_before_it_was_looked_at_never_arrives():
 )
 def test_a_process_that_dies_takes_along_what_it_held_and_what_only_it_would_tell(by_response, told, left):
     async def run():
-        stage = Stage(policy="benchmarks.epp:Crowd:most=2")
+        stage = Stage(policy="parts:Crowd:most=2")
         apart = Apart(stage.picks, by_response=by_response)
         first = asyncio.create_task(apart.desk.place(asked("a")))
         second = asyncio.create_task(apart.desk.place(asked("b")))
