@@ -172,7 +172,7 @@ def test_a_picker_that_goes_in_mid_hold(open_, status):
             await until(lambda: f.held == 1, "the hold")
             await f.picker.processor.stop()
             assert (await asked)[0] == status
-            assert f.held == 0
+            await until(lambda: f.held == 0, "the withdrawal")
             # What comes when Envoy's health check has noticed: there is no picker to ask.
             await asked_without_picker(f, 200 if open_ else 500)
 
