@@ -210,9 +210,9 @@ def goodput_against_latency(result: SweepResult) -> Figure:
         )
         axes.set_title("goodput per GPU against latency")
         axes.xaxis.set_major_formatter(_PLAIN)
-        axes.xaxis.set_minor_formatter(_SPARSE)
         left, right = axes.get_xlim()
         axes.set_xlim(left * (left / right) ** 0.3, right)  # names stand to the left of their points
+        axes.xaxis.set_minor_formatter(_PLAIN if right < 3.0 * left else _SPARSE)
         slo = {"ttft": result.provenance.slo_ttft_s, "tpot": result.provenance.slo_tpot_s}
         if what in slo:
             _target(axes, slo[what], across=True)

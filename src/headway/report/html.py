@@ -199,7 +199,7 @@ def _capacity(result: CapacityResult, key: str) -> str:
 
 def _sweep(result: SweepResult) -> str:
     found = "".join(f"<li>{escape(line)}</li>" for line in sweep_headlines(result))
-    note = "Means over the seeds. Up and to the left is better. Dotted: the target."
+    note = "Means over the seeds. Up and to the left is better. Dotted, where it is near: the target."
     grids = [front_grid(result), points_grid(result), refused_grid(result)]
     return "\n".join(
         [
