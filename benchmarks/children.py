@@ -6,10 +6,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from headway.cli.emulate import to_toml
 
@@ -73,6 +73,20 @@ def gateway(
         command = (*HEADWAY, "serve", "--config", str(file))
         with child(command, stdout=subprocess.PIPE, before=before) as process:
             yield Gateway(process.pid, *_addresses(process))
+
+
+@contextmanager
+def headway_serve(data: Mapping[str, Any]) -> Iterator[str]:
+    """Run `headway serve` from a configuration as data; yields its URL."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "gateway.toml"
+        file.write_text(to_toml(dict(data)))
+        with child([*HEADWAY, "serve", "--config", str(file)], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            found = re.search(r"serves on (\S+?):? ", process.stdout.readline())
+            if found is None:
+                raise SystemExit("headway serve did not start")
+            yield found[1]
 
 
 def _addresses(process: "subprocess.Popen[str]") -> tuple[str, str]:

@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,12 +24,11 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import envoys
-from benchmarks.children import HEADWAY, child
+from benchmarks.children import HEADWAY, child, headway_serve
 from benchmarks.coordinator import coordinator
 from benchmarks.epp import running
 from benchmarks.live import ask
 from benchmarks.replay import PATIENCE_S, loop_factory, replay
-from headway.cli.emulate import to_toml
 from headway.front.config import InstanceSpec
 from headway.hosts.sim import simulate
 from headway.model.cluster import ClusterSpec
@@ -57,22 +55,6 @@ def engines(given: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
                     yield tomllib.loads(file.read_text())
                     return
             raise SystemExit("headway emulate did not start")
-
-
-@contextmanager
-def gateway(data: dict[str, Any], policy: str) -> Iterator[str]:
-    """Run `headway serve` before the engines; yields its URL."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "gateway.toml"
-        quiet = {"level": "warning", "access": False}
-        tables = {"server": {"port": 0}, "policy": {"cluster": policy}, "logs": quiet}
-        file.write_text(to_toml(data | tables))
-        with child([*HEADWAY, "serve", "--config", str(file)], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            found = re.search(r"serves on (\S+?):? ", process.stdout.readline())
-            if found is None:
-                raise SystemExit("headway serve did not start")
-            yield found[1]
 
 
 @contextmanager
@@ -127,7 +109,9 @@ def measure(
         return simulate(cluster, items, given.policy, "vllm-v1", seed=seed).outcomes
     with engines(given, seed) as data:
         if way == "gateway":
-            with gateway(data, given.policy) as url:
+            tables = {"server": {"port": 0}, "policy": {"cluster": given.policy}}
+            quiet = {"logs": {"level": "warning", "access": False}}
+            with headway_serve(data | tables | quiet) as url:
                 return _replay(url, given, cluster, items, phases=False)
         front = picked(data, given.policy) if way == "picker" else balanced(data, _ENVOYS_OWN[way])
         with front as url:

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from benchmarks.children import HEADWAY, child
 from benchmarks.replay import Ask, loop_factory, replay
+from benchmarks.rounds import spread
 from headway.hosts.sim import simulate
 from headway.model.cluster import ClusterSpec
 from headway.model.presets import load_cluster, nominal_capacity_rps
@@ -122,19 +123,14 @@ def grid(pairs: Sequence[Pair], title: str) -> Grid:
     for load, policy in dict.fromkeys((pair.load, pair.policy) for pair in pairs):
         runs = [pair.runs() for pair in pairs if (pair.load, pair.policy) == (load, policy)]
         cells = [
-            _spread([run[side].ttft_s[key] for run in runs], "{:.3f}")
+            spread([run[side].ttft_s[key] for run in runs], "{:.3f}")
             for side in (0, 1)
             for key in ("mean", "p50", "p99")
         ]
         apart = [100.0 * (live.ttft_s["p50"] / simulated.ttft_s["p50"] - 1.0) for live, simulated in runs]
         lost = sum(live.requests - live.completed for live, _ in runs)
-        rows.append((f"{load:g}", policy, *cells, f"{_spread(apart, '{:+.1f}')} %", str(lost)))
+        rows.append((f"{load:g}", policy, *cells, f"{spread(apart, '{:+.1f}')} %", str(lost)))
     return Grid(title, tuple(columns), tuple(rows), caption=CAPTION)
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    mean = form.format(sum(values) / len(values))
-    return mean if len(values) == 1 else f"{mean} ±{form.format((max(values) - min(values)) / 2).lstrip('+')}"
 
 
 def figure(pairs: Sequence[Pair], title: str) -> Figure:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,6 +24,14 @@ class Ask(NamedTuple):
 
     body: dict[str, Any]
     wrong: Callable[[Item, bytes], str | None]
+
+
+def whole(item: Item, body: bytes) -> str | None:
+    """Say what is wrong with an answer that does not have all its tokens, by its `usage`."""
+    found = re.search(rb'"completion_tokens":(\d+)', body)
+    if found is None or int(found[1]) != item.output_tokens:
+        return f"not {item.output_tokens} tokens"
+    return None
 
 
 def loop_factory() -> Any:

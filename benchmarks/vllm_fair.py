@@ -21,7 +21,6 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.replay import Ask, loop_factory, replay
+from benchmarks.replay import Ask, loop_factory, replay, whole
+from benchmarks.rounds import spread, turned
 from headway.core.request import Slo
 from headway.report.metrics import Outcome, meets_slo
 from headway.report.tables import Column, Grid, to_rich
@@ -114,16 +114,9 @@ def ask(seed: int, **fields: object) -> Callable[[int, Item], Ask]:
         ids = [1000 + (first + 104_729 * place) % VOCABULARY for place in range(item.prompt_tokens)]
         body = {"model": MODEL, "prompt": ids, "max_tokens": item.output_tokens, "ignore_eos": True}
         usage = {"stream": True, "stream_options": {"include_usage": True}}
-        return Ask(body | usage | {"temperature": 0.0} | fields, _whole)
+        return Ask(body | usage | {"temperature": 0.0} | fields, whole)
 
     return one
-
-
-def _whole(item: Item, body: bytes) -> str | None:
-    found = re.search(rb'"completion_tokens":(\d+)', body)
-    if found is None or int(found[1]) != item.output_tokens:
-        return f"not {item.output_tokens} tokens"
-    return None
 
 
 # The runs
@@ -210,11 +203,6 @@ def served(given: argparse.Namespace, workload: Workload) -> Iterator[Bench]:
         yield bench
 
 
-def _turned(names: Sequence[str], turn: int) -> list[str]:
-    start = turn % len(names)
-    return [*names[start:], *names[:start]]
-
-
 def measure(given: argparse.Namespace, workload: Workload) -> None:
     """Every contender at every load, in turning order, round by round."""
     with served(given, workload) as bench:
@@ -226,7 +214,7 @@ def measure(given: argparse.Namespace, workload: Workload) -> None:
         cases = [(a, float(load)) for a in given.arrivals.split(",") for load in given.loads.split(",")]
         for number in range(given.first_round, given.first_round + given.rounds):
             for turn, (arrivals, load) in enumerate(cases):
-                for name in _turned(bench.contenders, number + turn):
+                for name in turned(bench.contenders, number + turn):
                     bench.run(name, arrivals, load * whole, number)
 
 
@@ -236,13 +224,13 @@ def saturation(given: argparse.Namespace, workload: Workload) -> None:
         for label, fields in (("no target binds", {"vllm_xargs": LAX}), ("targets as served", {})):
             rates: dict[str, list[float]] = {name: [] for name in bench.contenders}
             for number in range(given.first_round, given.first_round + given.rounds):
-                for name in _turned(bench.contenders, number):
+                for name in turned(bench.contenders, number):
                     own = fields if not name.startswith("stock") else {}
                     rates[name].append(bench.saturate(name, 100 + number, own))
             base = np.mean(rates[bench.contenders[0]])
             for name, found in rates.items():
                 print(
-                    f"{label}: {name} {_spread(found, '{:.0f}')} tokens/s, "
+                    f"{label}: {name} {spread(found, '{:.0f}')} tokens/s, "
                     f"{np.mean(found) / base:.3f} of {bench.contenders[0]}",
                     flush=True,
                 )
@@ -321,12 +309,12 @@ def grid(runs: Sequence[Measured], whole: float, title: str) -> Grid:
 def _cells(own: Sequence[Measured]) -> list[str]:
     slo = own[0].outcomes[0].slo
     ttfts, tpots = [_ttfts_s([m]) for m in own], [_tpots_s([m]) for m in own]
-    cells = [_spread([_at(v, q) for v in ttfts], "{:.2f}") for q in (50, 99)]
-    cells += [_spread([1e3 * _at(v, q) for v in tpots], "{:.0f}") for q in (50, 99)]
-    cells.append(_spread([float(np.mean(v <= slo.ttft_s)) for v in ttfts], "{:.3f}"))
-    cells.append(_spread([float(np.mean(v <= slo.tpot_s)) for v in tpots], "{:.3f}"))
-    cells.append(_spread([m.attainment for m in own], "{:.3f}"))
-    cells.append(_spread([m.attainment * m.rps for m in own], "{:.2f}"))
+    cells = [spread([_at(v, q) for v in ttfts], "{:.2f}") for q in (50, 99)]
+    cells += [spread([1e3 * _at(v, q) for v in tpots], "{:.0f}") for q in (50, 99)]
+    cells.append(spread([float(np.mean(v <= slo.ttft_s)) for v in ttfts], "{:.3f}"))
+    cells.append(spread([float(np.mean(v <= slo.tpot_s)) for v in tpots], "{:.3f}"))
+    cells.append(spread([m.attainment for m in own], "{:.3f}"))
+    cells.append(spread([m.attainment * m.rps for m in own], "{:.2f}"))
     return cells
 
 
@@ -375,11 +363,6 @@ def _tpots_s(runs: Sequence[Measured]) -> np.ndarray:
 def _at(values: np.ndarray, percent: float) -> float:
     """Return a percentile as one of the values: infinity is not interpolated."""
     return float(np.percentile(values, percent, method="higher"))
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    mean = form.format(sum(values) / len(values))
-    return mean if len(values) == 1 else f"{mean} ±{form.format((max(values) - min(values)) / 2)}"
 
 
 def figure(runs: Sequence[Measured], whole: float, title: str) -> Figure:

@@ -26,11 +26,8 @@ import dataclasses
 import json
 import math
 import random
-import re
 import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,9 +37,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.children import HEADWAY, child
-from benchmarks.replay import LEAD_S, Ask, loop_factory, replay
-from headway.cli.emulate import to_toml
+from benchmarks.children import headway_serve
+from benchmarks.replay import LEAD_S, Ask, loop_factory, replay, whole
+from benchmarks.rounds import spread, turned
 from headway.core.events import PassEnded
 from headway.core.request import Slo
 from headway.hosts.sim import simulate
@@ -155,16 +152,9 @@ def ask(seed: int) -> Callable[[int, Item], Ask]:
         ids = random.Random(f"{seed}/{number}").choices(range(1000, VOCABULARY), k=item.prompt_tokens)
         body = {"model": MODEL, "prompt": ids, "max_tokens": item.output_tokens, "ignore_eos": True}
         usage = {"stream": True, "stream_options": {"include_usage": True}}
-        return Ask(body | usage | {"temperature": 0.0}, _whole)
+        return Ask(body | usage | {"temperature": 0.0}, whole)
 
     return one
-
-
-def _whole(item: Item, body: bytes) -> str | None:
-    found = re.search(rb'"completion_tokens":(\d+)', body)
-    if found is None or int(found[1]) != item.output_tokens:
-        return f"not {item.output_tokens} tokens"
-    return None
 
 
 async def closed_loop(url: str, items: Sequence[Item], *, together: int, seed: int) -> list[float]:
@@ -213,15 +203,8 @@ def door(contender: str, engine: Mapping[str, Any]) -> Iterator[str]:
         "policy": {"cluster": policy},
         "logs": {"level": "warning", "access": False},
     }
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "gateway.toml"
-        file.write_text(to_toml(data))
-        with child([*HEADWAY, "serve", "--config", str(file)], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            found = re.search(r"serves on (\S+?):? ", process.stdout.readline())
-            if found is None:
-                raise SystemExit("headway serve did not start")
-            yield found[1]
+    with headway_serve(data) as url:
+        yield url
 
 
 async def watched(
@@ -287,7 +270,7 @@ def measure(given: argparse.Namespace) -> None:
                 rps = load * head["capacity_rps"]
                 count = max(WARM_REQUESTS, round(rps * given.seconds))
                 items = make_items(workload, rps=rps, arrivals=given.arrivals, requests=count, seed=number)
-                for contender in _turned(contenders, number + turn):
+                for contender in turned(contenders, number + turn):
                     if (contender, load, number) in known:
                         continue
                     with door(contender, engine) as url:
@@ -337,11 +320,6 @@ def _ttft_s(outcome: Outcome) -> float:
 def _workload(given: argparse.Namespace) -> Workload:
     recorded = load_trace(given.trace) if given.trace else parametric(given.workload)
     return shortened(recorded, given.scale, given.most_output)
-
-
-def _turned(names: Sequence[str], turn: int) -> list[str]:
-    start = turn % len(names)
-    return [*names[start:], *names[:start]]
 
 
 def _line(one: Measured, chunk_tokens: int) -> str:
@@ -604,10 +582,10 @@ def ttft_grid(shown: Sequence[Shown], title: str) -> Grid:
     means_s = {(s.run.load, s.run.seed): s.run.ttft_s["mean"] for s in shown if s.run.policy == DIRECT}
     rows = []
     for (load, name), own in _grouped(shown).items():
-        cells = [_spread([s.run.ttft_s[head] for s in own], "{:.3f}") for head in heads]
-        cells += [_spread([s.simulated.ttft_s[head] for s in own if s.simulated], "{:.3f}") for head in heads]
+        cells = [spread([s.run.ttft_s[head] for s in own], "{:.3f}") for head in heads]
+        cells += [spread([s.simulated.ttft_s[head] for s in own if s.simulated], "{:.3f}") for head in heads]
         there = [s.run for s in own if (s.run.load, s.run.seed) in means_s]
-        cells.append(_spread([r.ttft_s["mean"] / means_s[r.load, r.seed] for r in there], "{:.2f}"))
+        cells.append(spread([r.ttft_s["mean"] / means_s[r.load, r.seed] for r in there], "{:.2f}"))
         lost = sum(s.run.requests - s.run.completed for s in own)
         rows.append((f"{load:g}", name, *cells, str(lost)))
     return Grid(title, tuple(columns), tuple(rows), caption=_CAPTION)
@@ -622,13 +600,13 @@ def pass_grid(shown: Sequence[Shown], title: str) -> Grid:
     for (load, name), own in _grouped(shown).items():
         told = [s.simulated for s in own if s.simulated]
         cells = [
-            _spread([s.run.chunk_utilisation for s in own], "{:.3f}"),
-            _spread([run.chunk_utilisation for run in told], "{:.3f}"),
-            _spread([s.run.bubble for s in own], "{:.3f}"),
-            _spread([run.bubble for run in told], "{:.3f}"),
+            spread([s.run.chunk_utilisation for s in own], "{:.3f}"),
+            spread([run.chunk_utilisation for run in told], "{:.3f}"),
+            spread([s.run.bubble for s in own], "{:.3f}"),
+            spread([run.bubble for run in told], "{:.3f}"),
         ]
-        cells += [_spread([s.gaps_ms[key] for s in own], "{:.0f}") for key in ("p50", "p99", "max")]
-        cells.append(_spread([s.pace for s in own], "{:.2f}"))
+        cells += [spread([s.gaps_ms[key] for s in own], "{:.0f}") for key in ("p50", "p99", "max")]
+        cells.append(spread([s.pace for s in own], "{:.2f}"))
         rows.append((f"{load:g}", name, *cells))
     return Grid(title, tuple(columns), tuple(rows), caption=_CAPTION)
 
@@ -642,13 +620,6 @@ def _grouped(shown: Sequence[Shown]) -> dict[tuple[float, str], list[Shown]]:
         for n in names
     }
     return {key: own for key, own in groups.items() if own}
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    if not values:
-        return ""
-    mean = form.format(sum(values) / len(values))
-    return mean if len(values) == 1 else f"{mean} ±{form.format((max(values) - min(values)) / 2)}"
 
 
 def figure(shown: Sequence[Shown], title: str) -> Figure:

@@ -16,30 +16,10 @@ from vllm.v1.request import RequestStatus
 
 from headway.core.batch import Plan, StepReport
 from headway.core.errors import ConfigError
-from headway.hosts.vllm import AsyncFairScheduler, FairScheduler, driver, view
+from headway.hosts.vllm import AsyncFairScheduler, FairScheduler
 from headway.hosts.vllm.scheduler import _require_fitting
 
 LAX = {"ttft_s": 600.0, "tpot_s": 60.0}
-
-
-class Clock(SimpleNamespace):
-    """Stands still until it is told."""
-
-    s = 1000.0
-
-    def monotonic(self):
-        return self.s
-
-    def time(self):
-        return self.s + 1e9
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    for module in (driver, view):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
 
 
 @pytest.fixture

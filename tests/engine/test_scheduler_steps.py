@@ -1,7 +1,6 @@
 """Steps of a real scheduler in a file, in literal times."""
 
 import csv
-from types import SimpleNamespace
 
 import pytest
 
@@ -10,28 +9,8 @@ pytest.importorskip("vllm")
 from scheduler_kit import Bench
 
 from headway.core.errors import ConfigError
-from headway.hosts.vllm import AsyncFairScheduler, FairScheduler, driver, view
+from headway.hosts.vllm import AsyncFairScheduler, FairScheduler
 from headway.model.calibration import read_steps
-
-
-class Clock(SimpleNamespace):
-    """Stands still until it is told."""
-
-    s = 1000.0
-
-    def monotonic(self):
-        return self.s
-
-    def time(self):
-        return self.s + 1e9
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    for module in (driver, view):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
 
 
 def recorded(path):
