@@ -228,6 +228,24 @@ def test_the_envoy_is_that_of_deploy_envoy_before_the_service_of_the_picker():
         assert selector.get("matchLabels", selector) == template["metadata"]["labels"]
 
 
+def envoys():
+    """Return every Envoy configuration that is shipped, by its file."""
+    files = {file.name: file.read_text() for file in sorted((ROOT / "deploy/envoy").glob("*.yaml"))}
+    manifest = read((MANIFESTS / "envoy.yaml").read_text())
+    return files | {"kubernetes/envoy.yaml": of(manifest, "ConfigMap")["data"]["envoy.yaml"]}
+
+
+@pytest.mark.parametrize("file", envoys())
+def test_no_guard_against_floods_watches_envoys_connection_to_the_picker(file):
+    """All clients share that connection: a guard that cuts it for one client's frames fails all others."""
+    (config,) = read(envoys()[file])
+    (cluster,) = [each for each in config["static_resources"]["clusters"] if each["name"] == "picker"]
+    (options,) = cluster["typed_extension_protocol_options"].values()
+    http2 = options["explicit_http_config"]["http2_protocol_options"]
+    for key in ("max_outbound_frames", "max_outbound_control_frames"):
+        assert http2[key] >= 1_000_000_000
+
+
 # What the code needs
 
 
