@@ -14,8 +14,25 @@ import orjson
 
 from headway.core.actions import Reject
 from headway.core.cluster.led import NOT_LEADER
+from headway.front.headers import without_addresses
 
-__all__ = ["Refusal", "bad_request", "model_not_found", "not_leader", "overloaded", "rejected", "unavailable"]
+__all__ = [
+    "Refusal",
+    "bad_request",
+    "engine_failed",
+    "model_not_found",
+    "not_leader",
+    "overloaded",
+    "rejected",
+    "unavailable",
+]
+
+#: What a client reads when engines failed its request, and the error's code.
+_ENGINE_FAILED = {
+    429: ("engine_overloaded", "The engine is overloaded"),
+    503: ("engine_unavailable", "The engine is unavailable"),
+    504: ("engine_timeout", "The engine was silent for too long"),
+}
 
 _WHY = {
     "backlog-full": "The engines are busy for longer than new work should wait.",
@@ -100,6 +117,16 @@ def overloaded(code: str, message: str, retry_after_s: float = 1.0) -> Refusal:
 def unavailable(code: str, message: str, retry_after_s: float = 1.0) -> Refusal:
     """Build a 503."""
     return Refusal(503, code, message, retry_after_s=retry_after_s)
+
+
+def engine_failed(status: int, said: str = "", retry_after_s: float = 1.0) -> Refusal:
+    """Build the answer to a request that engines failed. It names no engine: a name may be an address.
+
+    `said`: the engine's own words. `retry_after_s`: sent with a 429 or 503.
+    """
+    code, text = _ENGINE_FAILED.get(status, ("engine_error", "The engine failed"))
+    message = f"{text}: {without_addresses(said)}." if said else f"{text}."
+    return Refusal(status, code, message, retry_after_s=retry_after_s if status in (429, 503) else None)
 
 
 def not_leader() -> Refusal:

@@ -14,7 +14,8 @@ from urllib.parse import unquote
 from headway.core.events import Role
 from headway.front.buffer import Buffer
 from headway.front.config import LimitsSpec
-from headway.front.errors import Refusal, bad_request, unavailable
+from headway.front.errors import Refusal, bad_request, engine_failed, unavailable
+from headway.front.headers import CREDENTIALS, headers_for_client
 from headway.front.requests import GENERATIONS, check_passed_on, plain_path
 from headway.front.transport import Answer, ExhaustedError, Sink, Transport, TransportError
 from headway.front.worker import Worker
@@ -41,9 +42,6 @@ _HOP_BY_HOP = frozenset(
 )
 #: Headers that steer engines or are ours.
 _RESERVED = ("x-data-parallel-rank", "x-headway-", "x-request-id")
-#: Of an answer's headers, those that the gateway sets itself, and an engine's cookies: an API has none, and
-#: several cannot be told apart in a mapping.
-_OURS = frozenset(("date", "server", "set-cookie", "x-request-id"))
 #: The path, decoded: no empty segment, nothing encoded twice, no slash at the end.
 _PATH = re.compile(r"/v1(/[A-Za-z0-9._~:@-]+)+")
 _DOTS = re.compile(r"\.\.|/\.(/|$)")
@@ -61,7 +59,7 @@ class _Passing:
     def abandon(self, worker: Worker) -> None:
         """See `Leg.abandon`."""
         if not self._sink.started:
-            self.end(unavailable("engine_unavailable", f"The engine failed: {worker.name} is down."))
+            self.end(engine_failed(503))
 
     def answered(self) -> None:
         """The answer's head is there: from now on it is its silence that ends it."""
@@ -95,7 +93,9 @@ class Passthrough:
         self._engine_headers = dict(engine_headers)
         # Engines would see two keys: ours goes in place of the client's.
         given = {name.lower() for name in engine_headers}
-        self._dropped = _HOP_BY_HOP | given | (set() if keep_authorization else {"authorization"})
+        self._dropped = (
+            _HOP_BY_HOP | CREDENTIALS | given | (set() if keep_authorization else {"authorization"})
+        )
         self._clock = asyncio.get_running_loop().time
 
     async def serve(
@@ -116,7 +116,7 @@ class Passthrough:
             raise unavailable("exhausted", f"{error}.") from None
         except TransportError as error:
             self._workers.failed(worker, str(error), refused=error.refused)
-            raise Refusal(502, "engine_error", f"The engine failed: {worker.name}: {error}.") from None
+            raise engine_failed(502) from None
         finally:
             self._buffer.done()
 
@@ -124,7 +124,7 @@ class Passthrough:
         self, worker: Worker, method: str, target: str, headers: dict[str, str], body: bytes, sink: Sink
     ) -> int:
         """Send it and stream its answer until somebody gives up on it."""
-        silence = Refusal(504, "engine_timeout", f"The engine failed: {worker.name} was silent for too long.")
+        silence = engine_failed(504)
         scope = asyncio.timeout(self._limits.first_byte_timeout_s)
         passing = _Passing(sink, scope, silence)
         worker.legs.add(passing)
@@ -134,7 +134,7 @@ class Passthrough:
                 try:
                     passing.answered()
                     worker.answered_s = self._clock()
-                    await self._stream(answer, passing, silence, sink)
+                    await self._stream(answer, worker, passing, silence, sink)
                 finally:
                     answer.close()
                 return answer.status
@@ -147,12 +147,14 @@ class Passthrough:
         finally:
             worker.legs.discard(passing)
 
-    async def _stream(self, answer: Answer, passing: _Passing, silence: Refusal, sink: Sink) -> None:
+    async def _stream(
+        self, answer: Answer, worker: Worker, passing: _Passing, silence: Refusal, sink: Sink
+    ) -> None:
         stalls = ConnectionAbortedError("the client does not read")
         idle = Idle(self._limits.idle_timeout_s, lambda: passing.end(silence), lambda: passing.end(stalls))
         idle.start()
         try:
-            await sink.start(answer.status, _kept(answer.headers))
+            await sink.start(answer.status, _kept(answer.headers, worker.spec.url))
             async for chunk in answer.chunks():
                 idle.active = idle.writing = True
                 await sink.write(chunk)
@@ -194,10 +196,10 @@ def _check_target(target: str) -> None:
         raise bad_request("The path is not one of an OpenAI-compatible API.")
 
 
-def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+def _kept(headers: Mapping[str, str], engine_url: str) -> dict[str, str]:
     """Of an answer's headers, return what goes on to the client; no header may come twice."""
-    dropped = _HOP_BY_HOP | _OURS | _nominated(headers)
-    kept = {name: value for name, value in headers.items() if name.lower() not in dropped}
+    dropped = _HOP_BY_HOP | _nominated(headers)
+    kept = {n: value for n, value in headers_for_client(headers, engine_url).items() if n not in dropped}
     if "cache-control" in kept:
         kept["Cache-Control"] = kept.pop("cache-control")  # as the sink spells its own
     return kept

@@ -17,7 +17,7 @@ from headway.core.events import Cancelled, Failed, Role
 from headway.core.request import Request, Slo
 from headway.front.buffer import Buffer, RetryBudget
 from headway.front.driver import Driver
-from headway.front.errors import Refusal, unavailable
+from headway.front.errors import Refusal, engine_failed, unavailable
 from headway.front.lease import Elector
 from headway.front.lengths import Lengths
 from headway.front.models import check_length, check_model
@@ -169,11 +169,7 @@ class Serving:
             return
         flight.over = True
         self._driver.feed(Failed(request_id, str(error), retry=False))
-        retry_after_s = 1.0 if error.status in (429, 503) else None
-        code = {429: "engine_overloaded", 503: "engine_unavailable", 504: "engine_timeout"}
-        word = code.get(error.status, "engine_error")
-        message = f"The engine failed: {error}{': ' if error.said else ''}{error.said}."
-        raise Refusal(error.status, word, message, retry_after_s=retry_after_s) from None
+        raise engine_failed(error.status, error.said) from None
 
     def _to_blame(self, flight: Flight, error: LegError) -> list[Worker]:
         """Return the engines whose fault it is. Where one is only slow for this request, while it answers

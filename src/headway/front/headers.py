@@ -1,0 +1,73 @@
+"""Decides which headers go on from a client to engines, and from an engine to its client.
+
+Rule 1. A client's credentials never reach an engine, except `Authorization` where the front door checks no
+        keys itself: engines then check it.
+Rule 2. An engine's address never reaches a client: not in a redirect, not in a header that names servers.
+Rule 3. Which sites may read an answer is the front door's to say, so an engine's CORS headers are dropped.
+"""
+
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+__all__ = ["CREDENTIALS", "headers_for_client", "without_addresses"]
+
+#: Headers of a client that carry its credentials. `authorization` is decided by rule 1.
+CREDENTIALS = frozenset(("cookie", "x-api-key"))
+
+#: Headers of an engine that the front door sets itself, or that name servers behind it.
+_DROPPED = frozenset(
+    (
+        "alt-svc",
+        "date",
+        "forwarded",
+        "server",
+        "set-cookie",
+        "via",
+        "x-powered-by",
+        "x-real-ip",
+        "x-request-id",
+        "x-served-by",
+    )
+)
+_DROPPED_PREFIXES = ("access-control-", "x-backend", "x-envoy-", "x-forwarded-", "x-upstream")
+#: Headers whose value is a URL of the engine.
+_URLS = frozenset(("location", "content-location"))
+
+_ADDRESS = re.compile(
+    r"(?<![\w.])(?:"
+    r"[a-z][a-z0-9+.-]*://(?:\[[^\s\]]*\](?::\d+)?|[^\s/'\"<>)\]]+)"  # a URL's scheme and authority
+    r"|[a-z0-9-]+(?:\.[a-z0-9-]+)+:\d{2,5}"  # a name and a port
+    r"|\d{1,3}(?:\.\d{1,3}){3}(?::\d{1,5})?"  # IPv4, with or without a port
+    r"|\[[0-9a-f:.]*:[0-9a-f:.]*\](?::\d{1,5})?"  # IPv6 in brackets
+    r")(?!\w)",
+    re.IGNORECASE,
+)
+
+
+def headers_for_client(headers: Mapping[str, str], engine_url: str) -> dict[str, str]:
+    """Return an engine's headers without those that a client must not see. Names are in lower case."""
+    engine = urlsplit(engine_url).netloc.lower()
+    kept = {}
+    for name, value in headers.items():
+        if name in _DROPPED or name.startswith(_DROPPED_PREFIXES):
+            continue
+        if name in _URLS:
+            value = _relative(value, engine)
+        if engine not in value.lower():
+            kept[name] = value
+    return kept
+
+
+def without_addresses(text: str) -> str:
+    """Return an engine's error text with addresses of servers replaced by "[address]"."""
+    return _ADDRESS.sub("[address]", text)
+
+
+def _relative(url: str, engine: str) -> str:
+    """Return a URL at the engine as a path, any other as it is."""
+    parts = urlsplit(url)
+    if parts.netloc.lower() != engine:
+        return url
+    path = parts.path or "/"
+    return f"{path}?{parts.query}" if parts.query else path
