@@ -61,6 +61,7 @@ class StandIn:
         self.more.set()
         self.break_after = None  # chunks after which the connection is cut
         self.extra = {}  # more fields of a JSON answer
+        self.answers = {}  # JSON answers of other paths
         self.metrics = ""
         self.scraped = 0
         self.answers_checks = asyncio.Event()  # /health answers when it is set
@@ -104,7 +105,8 @@ class StandIn:
 
     async def _generate(self, request):
         raw = await request.read()
-        body = json.loads(raw)
+        is_json = raw[:1] in (b"{", b"[")
+        body = json.loads(raw) if is_json else {}
         self.bodies.append(raw)
         self.requests.append((request.path, request.headers.copy(), body))
         self.under_way += 1
@@ -112,6 +114,8 @@ class StandIn:
             await self.go.wait()
             if self.status != 200:
                 return web.json_response({"error": {"message": self.says}}, status=self.status)
+            if request.path in self.answers:
+                return web.json_response(self.answers[request.path])
             if body.get("stream"):
                 return await self._stream(request)
             return web.json_response(ANSWER | self.extra)

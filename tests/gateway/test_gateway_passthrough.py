@@ -186,7 +186,17 @@ STEERED = b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"kv_trans
         ("/v1/x/%2e%2e/chat/completions", (400, "invalid_request")),
         ("/v1/chat/completions;a=b", (400, "invalid_request")),
         ("/v1/chat%5ccompletions", (400, "invalid_request")),
-        ("/v1/embeddings/", (400, "invalid_request")),
+        ("/v1/embeddings/", (404, "unknown_path")),
+        ("/generate/", (404, "unknown_path")),
+        ("//generate", (404, "unknown_path")),
+        ("/%2fgenerate", (404, "unknown_path")),
+        ("/v1/../generate", (400, "invalid_request")),
+        ("/v1/%2e%2e/generate", (400, "invalid_request")),
+        ("/Generate", (404, "unknown_path")),
+        ("/generate;a", (404, "unknown_path")),
+        ("/%2567enerate", (404, "unknown_path")),
+        ("/./generate", (404, "unknown_path")),
+        ("/%67enerate", (400, "invalid_request")),  # decoded, it is /generate: its body is refused
     ],
 )
 def test_no_spelling_of_a_path_brings_a_generation_past_the_policy(target, answer):

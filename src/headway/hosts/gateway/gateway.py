@@ -21,6 +21,7 @@ from headway.front.process import run
 from headway.front.protocol import Handler, HttpRequest, HttpResponse
 from headway.front.scheduler import Scheduler
 from headway.front.tls import tls_context
+from headway.hosts.gateway.broadcast import Broadcast
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.flight import Flight
 from headway.hosts.gateway.live import Live
@@ -162,11 +163,19 @@ class Gateway:
             engine_headers=scheduler.engine_headers,
             keep_authorization=config.auth.api_keys_env is None,
         )
+        broadcast = Broadcast(
+            self.workers,
+            scheduler.transport,
+            self.serving.buffer,
+            engine_headers=scheduler.engine_headers,
+            patience_s=config.limits.first_byte_timeout_s,
+        )
         self.metrics.watch(self.serving.buffer, self.workers, self.elector)
         self.public = PublicSide(
             config,
             self.serving,
             passthrough,
+            broadcast,
             self.workers,
             self.elector,
             self.metrics,
@@ -176,6 +185,7 @@ class Gateway:
         if config.worker_api.enabled:
             self.public.routes |= WorkerApi(config, self.workers, self._keys).routes
         self.admin = scheduler.admin(self.metrics)
+        self.admin.routes |= broadcast.operations()
         live = Live(config, self._seen, self.driver, self.workers, self.serving.buffer, self.elector)
         with_token = config.admin.token_env is not None
         self._page = Page(live, scheduler.admin_keys, clock=clock, needs_token=with_token)

@@ -1,28 +1,29 @@
-"""Passes on what is no generation (`/v1/embeddings` and whatever engines add): to the engine with the
-least to do.
+"""Pass a request on to one engine as it is: everything that the policy does not place.
 
-The policy is not asked: what it schedules are prompts and their tokens, of which it learns nothing here.
-For the rest these requests are like the others: they count against the bounds, a drain waits for them, and
-an engine's silence ends them. Tried once only, because nobody knows here what it would mean to do it twice.
+The policy schedules prompts and their tokens, of which the gateway learns nothing here; the engine with the
+fewest requests is taken. For the rest these requests are like the others: they count against the bounds, a
+drain waits for them, and an engine's silence ends them. They are sent once, because the gateway does not
+know whether it is safe to repeat them.
 """
 
 import asyncio
 import re
 from collections.abc import Mapping
-from urllib.parse import unquote
 
-from headway.core.events import Role
+import msgspec
+
 from headway.front.buffer import Buffer
 from headway.front.config import LimitsSpec
 from headway.front.errors import Refusal, bad_request, engine_failed, unavailable
 from headway.front.headers import CREDENTIALS, headers_for_client
-from headway.front.requests import GENERATIONS, check_passed_on, plain_path
+from headway.front.requests import check_passed_on
 from headway.front.transport import Answer, ExhaustedError, Sink, Transport, TransportError
 from headway.front.worker import Worker
 from headway.front.workers import Workers
+from headway.hosts.gateway.endpoints import Endpoint, Kind, roles_for
 from headway.hosts.gateway.legs import Idle
 
-__all__ = ["Passthrough"]
+__all__ = ["Passthrough", "check_query"]
 
 _HOP_BY_HOP = frozenset(
     (
@@ -40,16 +41,23 @@ _HOP_BY_HOP = frozenset(
         "expect",
     )
 )
-#: Headers that steer engines or are ours.
+#: Request headers that never reach an engine: they steer it, or the gateway sets them.
 _RESERVED = ("x-data-parallel-rank", "x-headway-", "x-request-id")
-#: The path, decoded: no empty segment, nothing encoded twice, no slash at the end.
-_PATH = re.compile(r"/v1(/[A-Za-z0-9._~:@-]+)+")
-_DOTS = re.compile(r"\.\.|/\.(/|$)")
 _QUERY = re.compile(r"[^\s#]*")
+#: The `model` field of a multipart form is looked for in so much of the body.
+_FORM_BYTES = 65_536
+_FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n')
+
+
+class _WithModel(msgspec.Struct):
+    model: str | None = None
+
+
+_with_model = msgspec.json.Decoder(_WithModel)
 
 
 class _Passing:
-    """A request at an engine: its worker's leg, ended by whoever gives up on it."""
+    """A request at an engine, which whoever gives up on it can end."""
 
     def __init__(self, sink: Sink, scope: asyncio.Timeout, why: Exception) -> None:
         self.why = why  # once the scope has expired
@@ -62,7 +70,7 @@ class _Passing:
             self.end(engine_failed(503))
 
     def answered(self) -> None:
-        """The answer's head is there: from now on it is its silence that ends it."""
+        """Stop the timer for the response head; from now on the idle timer watches."""
         if not self._scope.expired():
             self._scope.reschedule(None)
 
@@ -74,7 +82,7 @@ class _Passing:
 
 
 class Passthrough:
-    """Sends a request on as it is."""
+    """Send a request to one engine and stream its answer back."""
 
     def __init__(
         self,
@@ -99,15 +107,24 @@ class Passthrough:
         self._clock = asyncio.get_running_loop().time
 
     async def serve(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes, request_id: str, sink: Sink
+        self,
+        endpoint: Endpoint,
+        method: str,
+        query: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        request_id: str,
+        sink: Sink,
     ) -> int:
-        """Pass a request on and its answer back; return its status.
+        """Pass a request on and its answer back. Return the answer's status.
 
-        Raises Refusal when the client is to be told no, and ConnectionError when it is gone or does not read.
+        Raises Refusal when the request cannot be served, and ConnectionError when the client is gone or
+        does not read.
         """
-        _check_target(target)
+        check_query(query)
         check_passed_on(body)
-        worker = self._choose()
+        worker = self._choose(endpoint, _model_of(headers, body))
+        target = f"{endpoint.path}?{query}" if query else endpoint.path
         self._buffer.admit(0, len(body))
         self._buffer.leave(0, len(body))  # it waits for nothing
         try:
@@ -123,7 +140,7 @@ class Passthrough:
     async def _pass_on(
         self, worker: Worker, method: str, target: str, headers: dict[str, str], body: bytes, sink: Sink
     ) -> int:
-        """Send it and stream its answer until somebody gives up on it."""
+        """Send the request and stream its answer until it is over or given up."""
         silence = engine_failed(504)
         scope = asyncio.timeout(self._limits.first_byte_timeout_s)
         passing = _Passing(sink, scope, silence)
@@ -164,16 +181,28 @@ class Passthrough:
         await sink.end()
 
     def _blame(self, worker: Worker, sink: Sink) -> None:
-        """Count a silence as the engine's failure, if it answered nobody else meanwhile."""
+        """Count a silence as the engine's failure, if it answered no other request meanwhile."""
         patience_s = self._limits.idle_timeout_s if sink.started else self._limits.first_byte_timeout_s
         if self._clock() - worker.answered_s >= patience_s:
             self._workers.failed(worker, f"{worker.name} was silent for too long", refused=False)
 
-    def _choose(self) -> Worker:
-        able = [w for w in self._workers if w.takes_work() and w.spec.role is not Role.DECODE]
+    def _choose(self, endpoint: Endpoint, model: str | None) -> Worker:
+        """Return the least busy engine that can take the request, one that has its model if there is one.
+
+        Raises Refusal: 501 when no engine of this cluster could, 503 when none is up.
+        """
+        if endpoint.kind is Kind.GENERATED and self._workers.config.disaggregated:
+            message = (
+                f"{endpoint.path} generates in one engine, but here prefill and decode are apart: "
+                "use /v1/chat/completions or /v1/completions."
+            )
+            raise Refusal(501, "needs_aggregated_engine", message)
+        roles = roles_for(endpoint.kind)
+        able = [w for w in self._workers if w.takes_work() and w.spec.role in roles]
         if not able:
             raise unavailable("no_engine", "No engine is up that could take the request.")
-        return min(able, key=lambda worker: len(worker.legs))
+        having = [worker for worker in able if model in worker.models]
+        return min(having or able, key=lambda worker: len(worker.legs))
 
     def _headers(self, headers: Mapping[str, str], request_id: str) -> dict[str, str]:
         dropped = self._dropped | _nominated(headers)
@@ -185,19 +214,25 @@ class Passthrough:
         return {**kept, **self._engine_headers, "x-request-id": request_id}
 
 
-def _check_target(target: str) -> None:
-    """Raise Refusal for a target that an engine, or a proxy before it, might take for another one."""
-    path, _, query = target.partition("?")
-    path = unquote(path)
-    plain = plain_path(path)
-    if plain in GENERATIONS:
-        raise Refusal(404, "unknown_path", f"There is no {path[:100]!r} here: use POST {plain}.")
-    if not _PATH.fullmatch(path) or _DOTS.search(path) or not _QUERY.fullmatch(query):
-        raise bad_request("The path is not one of an OpenAI-compatible API.")
+def check_query(query: str) -> None:
+    """Raise Refusal (400) for a query that would not stay one on the way to an engine."""
+    if not _QUERY.fullmatch(query):
+        raise bad_request("The query holds characters that must be encoded.")
+
+
+def _model_of(headers: Mapping[str, str], body: bytes) -> str | None:
+    """Return the model that a JSON object or a form asks for; None when it names none."""
+    if headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        found = _FORM_MODEL.search(body[:_FORM_BYTES]) or _FORM_MODEL.search(body[-_FORM_BYTES:])
+        return None if found is None else found[1].decode(errors="replace")
+    try:
+        return _with_model.decode(body).model
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def _kept(headers: Mapping[str, str], engine_url: str) -> dict[str, str]:
-    """Of an answer's headers, return what goes on to the client; no header may come twice."""
+    """Return those of an answer's headers that go on to the client; no header may come twice."""
     dropped = _HOP_BY_HOP | _nominated(headers)
     kept = {n: value for n, value in headers_for_client(headers, engine_url).items() if n not in dropped}
     if "cache-control" in kept:

@@ -1,27 +1,29 @@
-"""The public side: which path is what, who may ask, how much, and how a no is told.
+"""Answer clients' requests: find what a path is (`endpoints.py`), check who asks and how much, and refuse.
 
-POST /v1/chat/completions, /v1/completions      placed by the policy, streamed byte for byte
-GET  /v1/models                                 what the engines serve
-*    /v1/…                                      passed on to an engine
-GET  /health /ready /metrics                    it lives; it can serve; its numbers
+Generations go to `Serving`, what the policy does not place to `Passthrough`, and what concerns every engine
+to `Broadcast`. Health, readiness, metrics and the list of models are answered here.
 """
 
 import asyncio
 import re
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 from itertools import count
 
 from headway.core.request import Slo
 from headway.front.access import Keys
-from headway.front.errors import Refusal, unavailable
+from headway.front.config import is_loopback
+from headway.front.errors import Refusal, model_not_found, unavailable
 from headway.front.lease import Elector
 from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
 from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, json_answer, refused
-from headway.front.requests import GENERATIONS, read_call, read_targets
+from headway.front.requests import read_call, read_targets
 from headway.front.workers import Workers
+from headway.hosts.gateway.broadcast import Broadcast
 from headway.hosts.gateway.config import GatewayConfig
+from headway.hosts.gateway.endpoints import Endpoint, Kind, find
 from headway.hosts.gateway.passthrough import Passthrough
 from headway.hosts.gateway.serving import Serving
 
@@ -38,6 +40,7 @@ class PublicSide:
         config: GatewayConfig,
         serving: Serving,
         passthrough: Passthrough,
+        broadcast: Broadcast,
         workers: Workers,
         elector: Elector,
         metrics: Metrics,
@@ -52,15 +55,18 @@ class PublicSide:
             ("GET", "/readiness"): self._ready,
             **{("HEAD", path): self._health for path in ("/health", "/liveness")},
             **{("HEAD", path): self._ready for path in ("/ready", "/readiness")},
+            **{(method, "/ping"): self._ready for method in ("GET", "POST")},
+            **{(method, "/health_generate"): self._ready for method in ("GET", "HEAD")},
             ("GET", "/metrics"): self._metrics,
             ("GET", "/v1/models"): self._models,
-            **{("POST", path): self._generate for path in GENERATIONS},
         }
-        self._paths = {path for _, path in self.routes if path not in ("/v1/models",)}
+        self._operators_here = config.worker_api.enabled
+        self._local = is_loopback(config.server.host)
         self._limits = config.limits
         self._slo: Slo = config.slo.slo()
         self._serving = serving
         self._passthrough = passthrough
+        self._broadcast = broadcast
         self._workers = workers
         self._elector = elector
         self._counts = metrics
@@ -74,14 +80,34 @@ class PublicSide:
         route = self.routes.get((request.method, request.path))
         if route is not None:
             return await route(request)
-        if request.path.startswith("/v1/") and request.path not in self._paths:
-            return await self._pass_on(request)
-        return self._unknown(request)
+        try:
+            endpoint = find(request.path)
+        except Refusal as refusal:
+            return self._refuse(refusal)
+        if endpoint is None:
+            return self._unknown(request)
+        if endpoint.methods and request.method not in endpoint.methods:
+            return self._wrong_method(endpoint.methods)
+        match endpoint.kind:
+            case Kind.SCHEDULED:
+                return await self._generate(request)
+            case Kind.GATEWAY:
+                return await self._model(request)
+            case Kind.REFUSED:
+                message = f"The gateway does not serve {endpoint.path}. {endpoint.why}"
+                return self._refuse(Refusal(501, "not_served", message))
+            case Kind.JOINED | Kind.OPERATED:
+                return await self._ask_all(endpoint, request)
+            case _:
+                return await self._pass_on(endpoint, request)
 
     def _unknown(self, request: HttpRequest) -> HttpResponse:
         allowed = sorted(method for method, path in self.routes if path == request.path)
-        if not allowed:
-            return self._refuse(Refusal(404, "unknown_path", f"There is no {request.path[:100]!r} here."))
+        if allowed:
+            return self._wrong_method(allowed)
+        return self._refuse(Refusal(404, "unknown_path", f"There is no {request.path[:100]!r} here."))
+
+    def _wrong_method(self, allowed: Sequence[str]) -> HttpResponse:
         answer = self._refuse(Refusal(405, "method_not_allowed", f"Use {' or '.join(allowed)}."))
         answer.headers["Allow"] = ", ".join(allowed)
         return answer
@@ -137,38 +163,71 @@ class PublicSide:
 
     # The rest
 
-    async def _pass_on(self, request: HttpRequest) -> HttpResponse | None:
+    async def _pass_on(self, endpoint: Endpoint, request: HttpRequest) -> HttpResponse | None:
         request_id = self._request_id(request)
         sink = ClientSink(request, {"x-request-id": request_id})
         try:
             self._admit(request)
             body = await self._body(request)
             status = await self._passthrough.serve(
-                request.method, request.target, request.headers, body, request_id, sink
+                endpoint, request.method, request.query_string, request.headers, body, request_id, sink
             )
         except (ConnectionError, asyncio.CancelledError):
-            self._counts.refused(499)
-            self._access_log.passed_on(request.method, request.path, request_id, 499)
+            self._passed_on(request, request_id, 499)
             raise
         except Refusal as refusal:
             self._refused(request.path, request_id, refusal)
             await sink.fail(refusal)
             return None
+        self._passed_on(request, request_id, status)
+        return None
+
+    async def _ask_all(self, endpoint: Endpoint, request: HttpRequest) -> HttpResponse | None:
+        request_id = self._request_id(request)
+        try:
+            if endpoint.kind is Kind.OPERATED:
+                self._check_operator(request)
+            self._admit(request)
+            body = await self._body(request)
+            answer = await self._broadcast.serve(endpoint, request.method, request.query_string, body)
+        except (ConnectionError, asyncio.CancelledError):
+            self._passed_on(request, request_id, 499)
+            raise
+        except Refusal as refusal:
+            self._refused(request.path, request_id, refusal)
+            return refused(refusal)
+        self._passed_on(request, request_id, answer.status)
+        answer.headers["x-request-id"] = request_id
+        return answer
+
+    def _check_operator(self, request: HttpRequest) -> None:
+        """Raise Refusal unless operators are let in here, and this is one."""
+        if not self._operators_here:
+            message = "This is for operators: ask at the admin address, or enable [worker_api]."
+            raise Refusal(403, "operators_only", message)
+        self._keys.check_operator(request.headers, local=self._local)
+
+    def _passed_on(self, request: HttpRequest, request_id: str, status: int) -> None:
         self._counts.refused(status)
         self._access_log.passed_on(request.method, request.path, request_id, status)
-        return None
 
     async def _models(self, request: HttpRequest) -> HttpResponse | None:
         try:
             self._keys.check(request.headers)
         except Refusal as refusal:
             return self._refuse(refusal)
-        data = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "headway"}
-            | ({} if longest is None else {"max_model_len": longest})
-            for name, longest in sorted(self._workers.models().items())
-        ]
+        data = [_described(name, longest) for name, longest in sorted(self._workers.models().items())]
         return json_answer({"object": "list", "data": data})
+
+    async def _model(self, request: HttpRequest) -> HttpResponse | None:
+        name, models = request.path.removeprefix("/v1/models/"), self._workers.models()
+        try:
+            self._keys.check(request.headers)
+            if name not in models:
+                raise model_not_found(name)
+        except Refusal as refusal:
+            return self._refuse(refusal)
+        return json_answer(_described(name, models[name]))
 
     async def _health(self, request: HttpRequest) -> HttpResponse | None:
         return json_answer({"status": "ok"})
@@ -191,3 +250,8 @@ class PublicSide:
     def _refuse(self, refusal: Refusal) -> HttpResponse:
         self._counts.refused(refusal.status)
         return refused(refusal)
+
+
+def _described(model: str, longest: int | None) -> dict[str, object]:
+    described: dict[str, object] = {"id": model, "object": "model", "created": 0, "owned_by": "headway"}
+    return described if longest is None else {**described, "max_model_len": longest}
