@@ -72,8 +72,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *_rows(
         Kind.GENERATED,
         "POST",
-        """/v1/messages /v1/responses /invocations /v1/chat/completions/batch /cohere/v2/chat /api/chat /api/generate
-        /v1/audio/transcriptions /v1/audio/translations""",
+        """/v1/messages /v1/responses /invocations /v1/chat/completions/batch /cohere/v2/chat
+        /api/chat /api/generate /v1/audio/transcriptions /v1/audio/translations""",
     ),
     *_rows(Kind.COMPUTED, "POST PUT", "/classify /encode /v1/rerank"),
     *_rows(
