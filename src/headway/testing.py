@@ -53,7 +53,7 @@ class ContractCheck:
     `PrefillDone`, once
        more to a decode instance.
     3. It dispatches only to instances that are up and not draining, to ranks they have, prompts to prefill or
-       aggregated ones, prefilled requests to decode ones.
+       aggregated ones, prefilled requests to decode ones, and to instances that serve the request's model.
     4. `Dispatch.number` counts from 1 for each instance, anew when the instance came up after it was down.
     5. It recalls only what is at that instance and has no first token, and rejects only what it holds.
     6. It dispatches nothing from `LeaseLost`, or the end of a lease, until the next `LeaseHeld`.
@@ -64,6 +64,7 @@ class ContractCheck:
         self.prefilled: set[str] = set()
         self.placed: dict[str, tuple[str, int]] = {}
         self.numbers: dict[str, int] = {}
+        self._models: dict[str, str] = {}  # of requests that name one
         self._up: dict[str, InstanceUp] = {}
         self._draining: set[str] = set()
         self._leads_until_s = math.inf
@@ -81,6 +82,8 @@ class ContractCheck:
         match event:
             case Arrived(req):
                 self.held.add(req.id)
+                if req.model is not None:
+                    self._models[req.id] = req.model
             case Cancelled(request_id) | Finished(request_id):
                 self._forget(request_id)
             case PrefillDone(request_id):
@@ -102,6 +105,10 @@ class ContractCheck:
                 self._leads_until_s = -math.inf
 
     def _forget(self, request_id: str) -> None:
+        self._give_up_place(request_id)
+        self._models.pop(request_id, None)
+
+    def _give_up_place(self, request_id: str) -> None:
         self.held.discard(request_id)
         self.prefilled.discard(request_id)
         self.placed.pop(request_id, None)
@@ -115,10 +122,11 @@ class ContractCheck:
             self.held.add(request_id)
 
     def _failed(self, request_id: str, retry: bool) -> None:
-        known = request_id in self.held or request_id in self.placed
-        self._forget(request_id)
-        if retry and known:
+        if retry and (request_id in self.held or request_id in self.placed):
+            self._give_up_place(request_id)
             self.held.add(request_id)
+        else:
+            self._forget(request_id)
 
     def _check(self, action: Action, now: float) -> None:
         match action:
@@ -141,6 +149,8 @@ class ContractCheck:
         self._require(request_id not in self.placed, "the request is placed already")
         self._require(request_id in self.held, "the request is not in the policy's hands")
         self._require(name in self._up and name not in self._draining, "the instance takes no work")
+        model = self._models.get(request_id)
+        self._require(self._up[name].serves(model), f"the instance does not serve {model!r}")
         self._require(0 <= action.rank < self._up[name].ranks, f"it has {self._up[name].ranks} ranks")
         decodes = self._up[name].role is Role.DECODE
         self._require(decodes == (request_id in self.prefilled), "the wrong role for what is left to do")
@@ -218,17 +228,29 @@ class ScriptedHost:
 
 
 def request(
-    request_id: str, *, at: float = 0.0, prompt: int = 100, slo: Slo | None = None, priority: int = 0
+    request_id: str,
+    *,
+    at: float = 0.0,
+    prompt: int = 100,
+    slo: Slo | None = None,
+    priority: int = 0,
+    model: str | None = None,
 ) -> Request:
     """Build a request that arrives at `at` seconds with `prompt` tokens."""
-    return Request(request_id, at, prompt, slo or Slo(), priority)
+    return Request(request_id, at, prompt, slo or Slo(), priority, model=model)
 
 
 def arrived(
-    request_id: str, *, at: float = 0.0, prompt: int = 100, slo: Slo | None = None, priority: int = 0
+    request_id: str,
+    *,
+    at: float = 0.0,
+    prompt: int = 100,
+    slo: Slo | None = None,
+    priority: int = 0,
+    model: str | None = None,
 ) -> Arrived:
     """Build the event of its arrival."""
-    return Arrived(request(request_id, at=at, prompt=prompt, slo=slo, priority=priority))
+    return Arrived(request(request_id, at=at, prompt=prompt, slo=slo, priority=priority, model=model))
 
 
 def up(
@@ -242,10 +264,28 @@ def up(
     max_running: int | None = None,
     lockstep: bool = True,
     epoch: int = 0,
+    models: Iterable[str] | None = None,
+    adapters: Iterable[str] = (),
 ) -> InstanceUp:
-    """Announce an instance. Without a `role` its name tells it: "prefill-0", "decode-1", else aggregated."""
+    """Announce an instance. Without a `role` its name tells it: "prefill-0", "decode-1", else aggregated.
+
+    `models`: its base models (None: it serves any model). `adapters`: names it serves on top of them.
+    """
     told = next((r for r in (Role.PREFILL, Role.DECODE) if name.startswith(r)), Role.AGGREGATED)
-    return InstanceUp(name, role or told, ranks, chunk, kv_blocks, block_tokens, max_running, lockstep, epoch)
+    base = frozenset(models or ())
+    return InstanceUp(
+        name,
+        role or told,
+        ranks,
+        chunk,
+        kv_blocks,
+        block_tokens,
+        max_running,
+        lockstep,
+        epoch,
+        None if models is None else base | frozenset(adapters),
+        base,
+    )
 
 
 def pass_ended(

@@ -32,9 +32,9 @@ def test_ports_are_those_of_the_reference_picker():
 
 
 def test_a_sidecar_is_told_both_at_once_and_phases_place_decode_late():
-    assert isinstance(create_policy(EppConfig.parse({"instances": PD})), Paired)
+    assert isinstance(create_policy(EppConfig.parse({"instances": PD})).groups[0].policy, Paired)
     late = create_policy(EppConfig.parse({"instances": PD, "picker": {"handover": "phases"}}))
-    assert not isinstance(late, Paired)
+    assert not isinstance(late.groups[0].policy, Paired)
 
 
 @pytest.mark.parametrize(

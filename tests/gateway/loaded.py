@@ -225,7 +225,7 @@ class Loaded:
         return {name: count for name, count in (counts | self._ledger()).items() if count}
 
     def _ledger(self) -> dict[str, int]:
-        ledger = self.front.driver._policy.ledger
+        ledger = self.front.driver._policy.groups[0].policy.ledger
         ranks = [rank for load in ledger.instances.values() for rank in load.ranks]
         names = ("requests", "prompt_tokens", "own_blocks", "unacked_tokens", "unacked_blocks")
         sums = {f"ledger.{name}": sum(getattr(rank, name) for rank in ranks) for name in names}

@@ -172,7 +172,12 @@ async def running(data, **options):
 def pools(front):
     policy = front.driver._policy
     policy = getattr(policy, "_policy", policy)  # under a lease
-    return [policy.prefill, policy.decode] if hasattr(policy, "prefill") else [policy]
+    policies = [group.policy for group in policy.groups]
+    return [
+        pool
+        for each in policies
+        for pool in ([each.prefill, each.decode] if hasattr(each, "prefill") else [each])
+    ]
 
 
 async def chat(client, body=None, *, headers=None, path="/v1/chat/completions", **fields):

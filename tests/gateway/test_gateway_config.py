@@ -149,4 +149,4 @@ def test_sglang_in_two_pools_gets_both_legs_at_once():
         SGLANG | {"name": "d", "role": "decode"},
     ]
     config = GatewayConfig.parse({"instances": pair})
-    assert config.both_legs_at_once and isinstance(create_policy(config), Paired)
+    assert config.both_legs_at_once and isinstance(create_policy(config).groups[0].policy, Paired)

@@ -130,7 +130,7 @@ def test_sglang_gets_both_legs_at_once_joined_by_a_room():
     async def check():
         async with StandIn() as prefill, StandIn() as decode:
             async with running(config([prefill], [decode], "sglang", "staggered")) as (front, client):
-                assert isinstance(front.driver._policy, Paired)
+                assert isinstance(front.driver._policy.groups[0].policy, Paired)
                 prefill.go.clear()
                 decode.go.clear()
                 task = asyncio.create_task(chat(client, stream=True))

@@ -160,8 +160,10 @@ class Failed:
 class InstanceUp:
     """An instance can take work: new, restarted (a higher epoch) or back after it was suspected.
 
-    `chunk_tokens`: most prompt tokens a rank takes in one pass. `kv_blocks`, `max_running`: per rank. Raises
-    ConfigError when it has no rank or no room for a token.
+    `chunk_tokens`: most prompt tokens a rank takes in one pass. `kv_blocks`, `max_running`: per rank.
+    `models`: every name it serves, adapters included; None: it serves whatever it is asked for.
+    `base_models`: those of the names that are no adapters. Raises ConfigError when it has no rank or no room
+    for a token.
     """
 
     instance: str
@@ -173,6 +175,12 @@ class InstanceUp:
     max_running: int | None = None
     lockstep: bool = True
     epoch: int = 0
+    models: frozenset[str] | None = None
+    base_models: frozenset[str] = frozenset()
+
+    def serves(self, model: str | None) -> bool:
+        """Return whether a request for this model may go there."""
+        return model is None or self.models is None or model in self.models
 
     def __post_init__(self) -> None:
         for name in ("ranks", "chunk_tokens", "block_tokens"):

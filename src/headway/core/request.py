@@ -39,7 +39,8 @@ class Request:
 
     `prefix` holds one hash per full block of `prefix_block_tokens` prompt tokens, from the start of the
     prompt (as Mooncake's traces and vLLM's block hashes have it); empty when unknown. `max_output_tokens` is
-    the client's own limit, None when it gave none; never the true length.
+    the client's own limit, None when it gave none; never the true length. `model`: the name that an instance
+    must serve (a base model or an adapter); None: any instance will do.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Request:
     max_output_tokens: int | None = None
     prefix: tuple[int, ...] = field(default=(), repr=False)
     prefix_block_tokens: int = 0
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:

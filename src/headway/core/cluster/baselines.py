@@ -37,8 +37,11 @@ class RoundRobin(Immediate):
 
     def _choose(self, request: Request, ranks: list[RankLoad]) -> RankLoad:
         self._turn += 1
-        around, at = divmod(self._turn, len(self.ledger.active))
-        own = self.ledger.active[at].ranks
+        active = self.ledger.active
+        if ranks is not self.ledger.ranks:
+            active = list(dict.fromkeys(rank.instance for rank in ranks))
+        around, at = divmod(self._turn, len(active))
+        own = active[at].ranks
         return own[around % len(own)]
 
 

@@ -62,7 +62,7 @@ class IqrLexicographic(PoolPolicy):
     def _arrived(self, event: Arrived, now: float) -> None:
         """Wait for the rest of the round: a timer fires after all other events of its instant."""
         if self._admit(event.request, now):
-            self.buffer.add(Waiting(event.request, now, why="its round is gathering"))
+            self._hold(Waiting(event.request, now, why="its round is gathering"))
             self._round_s = now
 
     def _pass_ended(self, event: PassEnded, now: float) -> None:
@@ -77,18 +77,28 @@ class IqrLexicographic(PoolPolicy):
         self._round_s = None
         if not (self.buffer and self.ledger.ranks):
             return
-        heap, cut = self._candidates()
+        # Requests of different models may be for different ranks: a round each.
+        rounds: dict[int, tuple[list[RankLoad], list[Waiting]]] = {}
         for waiting in sorted(self.buffer.values(), key=lambda w: -w.request.prompt_tokens):
+            ranks = self.ledger.ranks_for(waiting.request)
+            rounds.setdefault(id(ranks), (ranks, []))[1].append(waiting)
+        for ranks, held in rounds.values():
+            self._place_round(ranks, held, now)
+
+    def _place_round(self, ranks: list[RankLoad], held: list[Waiting], now: float) -> None:
+        """Dispatch the held requests, in order, to some of these ranks."""
+        heap, cut = self._candidates(ranks)
+        for waiting in held:
             if not heap:  # every rank is full or out of line by now: use them all
-                heap, cut = _heap(self.ledger.ranks), math.inf
+                heap, cut = _heap(ranks), math.inf
             _, _, order, rank = heapq.heappop(heap)
             self._dispatch(waiting, rank, now, "round")
             if rank.kv_blocks <= cut and _has_room(rank):
                 heapq.heappush(heap, (rank.requests, rank.kv_blocks, order, rank))
 
-    def _candidates(self) -> tuple["list[_Entry]", float]:
+    def _candidates(self, ranks: list[RankLoad]) -> tuple["list[_Entry]", float]:
         """Return the ranks in line as a heap, and the cut, which holds for the round."""
-        heap = _heap([rank for rank in self.ledger.ranks if _has_room(rank)])
+        heap = _heap([rank for rank in ranks if _has_room(rank)])
         if len(heap) < self.settings.mask_from:
             return heap, math.inf
         cut = iqr_cut([entry[1] for entry in heap], self.settings.fence)

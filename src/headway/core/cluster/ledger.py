@@ -17,6 +17,9 @@ from headway.core.request import Request
 
 __all__ = ["InstanceLoad", "Ledger", "Placement", "RankLoad"]
 
+#: Models whose ranks are remembered. Names may come from clients, so the memory must be bounded.
+_MOST_MODELS = 1024
+
 
 @dataclass(slots=True, eq=False)
 class Placement:
@@ -189,6 +192,9 @@ class Ledger:
         self.active: list[InstanceLoad] = []  # may be given work, in order of coming up
         self.ranks: list[RankLoad] = []  # theirs, rank by rank
         self.chunk_room_tokens = 0  # what one full pass of them takes
+        self.names_models = False  # some instance serves certain models only
+        self.alike = True  # the active instances serve the same models
+        self._ranks_for: dict[str, list[RankLoad]] = {}  # by model; kept until an instance changes
         self._dispatches = 0
         self._largest_tokens: int | None = None  # KV of the largest rank
 
@@ -216,10 +222,36 @@ class Ledger:
         self.active = [] if self.paused else [load for load in self.instances.values() if load.active]
         self.ranks = [rank for load in self.active for rank in load.ranks]
         self.chunk_room_tokens = sum(load.info.ranks * load.info.chunk_tokens for load in self.active)
+        self._ranks_for.clear()
+        self.names_models = any(load.info.models is not None for load in self.instances.values())
+        self.alike = not self.names_models or len({load.info.models for load in self.active}) < 2
         sizes = [(load.info.kv_blocks, load.info.block_tokens) for load in self.instances.values()]
         if sizes:  # else they will be back, as large as they were
             unknown = any(blocks is None for blocks, _ in sizes)
             self._largest_tokens = None if unknown else max((b or 0) * tokens for b, tokens in sizes)
+
+    def ranks_for(self, request: Request) -> list[RankLoad]:
+        """Return the active ranks that serve the request's model, in the order of `ranks`.
+
+        It is `ranks` itself when all of them do. Read it only.
+        """
+        model = request.model
+        if model is None or not self.names_models:
+            return self.ranks
+        found = self._ranks_for.get(model)
+        if found is None:
+            if len(self._ranks_for) >= _MOST_MODELS:
+                self._ranks_for.clear()
+            found = self._ranks_for[model] = self._find_ranks(model)
+        return found
+
+    def _find_ranks(self, model: str) -> list[RankLoad]:
+        loads = [load for load in self.active if load.info.serves(model)]
+        return self.ranks if len(loads) == len(self.active) else [r for load in loads for r in load.ranks]
+
+    def is_stranded(self, request: Request) -> bool:
+        """Return whether there are active ranks, but none serves the request's model."""
+        return bool(self.ranks) and not self.ranks_for(request)
 
     def is_news(self, event: PassStarted | PassEnded | Snapshot) -> bool:
         """Whether it is of a known rank, and later than all that was reported of it."""
@@ -246,11 +278,17 @@ class Ledger:
         return True
 
     def place(self, request: Request, rank: RankLoad, now: float, why: str) -> Dispatch:
-        """Reserve the request's load on the rank and return the action. Raises InvariantError if it is
-        placed."""
+        """Reserve the request's load on the rank and return the action.
+
+        Raises InvariantError if the request is placed already, or the instance does not serve its model.
+        """
         if request.id in self.placements:
             raise InvariantError(f"request {request.id} dispatched twice")
         instance, info = rank.instance, rank.instance.info
+        if not info.serves(request.model):
+            raise InvariantError(
+                f"request {request.id} wants model {request.model!r}, which {info.instance} does not serve"
+            )
         instance.number = number = instance.number + 1
         self._dispatches += 1
         rank.chosen = instance.chosen = self._dispatches

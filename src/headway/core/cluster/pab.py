@@ -64,7 +64,7 @@ class Pab(PoolPolicy):
 
     def _best(self, waiting: Waiting) -> tuple[RankLoad, bool]:
         """Return the rank to use, and whether it has the budget: an idle one always has."""
-        ranks = self.ledger.ranks
+        ranks = self.ledger.ranks_for(waiting.request)
         if any(rank.pab_tokens is None for rank in ranks):
             return least(ranks, tokens), True
         best = least(ranks, lambda rank: -(rank.pab_tokens or 0))

@@ -3,10 +3,14 @@
 Every policy of this family is the same machine; what differs is `_place(now)`. The machine keeps the ledger,
 refuses prompts no rank can hold, bounds every hold, and takes a request back when its engine failed before
 the first byte.
+
+A request whose model no active instance serves is stranded: it is held apart, so that it neither blocks the
+requests behind it nor counts as backlog, until an instance with its model comes or its hold ends.
 """
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -65,6 +69,7 @@ class PoolPolicy(ClusterPolicy):
         self.rng = rng
         self.ledger = Ledger()
         self.buffer = Buffer()
+        self.stranded = Buffer()
         self._actions: list[Action] = []
 
     @abstractmethod
@@ -79,20 +84,58 @@ class PoolPolicy(ClusterPolicy):
 
     def wake_at(self) -> float | None:
         """Return when the oldest hold must end; subclasses add their own times."""
-        if not self.buffer:
-            return None
-        ends_s = self.buffer.oldest_s() + self.settings.max_hold_s
+        ends_s = self._oldest_s() + self.settings.max_hold_s
         return ends_s if ends_s < math.inf else None
 
     def held(self) -> list[Held]:
         """See `ClusterPolicy.held`."""
-        return [Held(w.request.id, w.since_s, w.why) for w in self.buffer.values()]
+        return [Held(w.request.id, w.since_s, w.why) for w in self.buffer.values()] + self._held_stranded()
+
+    def _held_stranded(self) -> list[Held]:
+        why = "no active instance serves its model"
+        return [Held(w.request.id, w.since_s, why) for w in self.stranded.values()]
+
+    # Held requests: those an active instance serves in `buffer`, the others in `stranded`.
+
+    def _hold(self, waiting: Waiting, *, first: bool = False) -> None:
+        """Hold a request after all others, or before them if `first`."""
+        queue = self.stranded if self.ledger.is_stranded(waiting.request) else self.buffer
+        if first:
+            queue.add_first(waiting)
+        else:
+            queue.add(waiting)
+
+    def _let_go(self, request_id: str) -> None:
+        """Stop holding a request; do nothing if it is not held."""
+        self.buffer.remove(request_id)
+        self.stranded.remove(request_id)
+
+    def _all_held(self) -> Iterator[Waiting]:
+        """Iterate over a copy of all held requests."""
+        return iter([*self.buffer.values(), *self.stranded.values()])
+
+    def _oldest_s(self) -> float:
+        return min(self.buffer.oldest_s(), self.stranded.oldest_s())
+
+    def _instances_changed(self) -> None:
+        """Follow a change of which instances are active, or of the models they serve."""
+        self.ledger.refresh()
+        self._sort_stranded()
+
+    def _sort_stranded(self) -> None:
+        """Hold each request where it belongs after a change of the active instances."""
+        if not (self.ledger.names_models or self.stranded):
+            return
+        for waiting in self._all_held():
+            if self.ledger.is_stranded(waiting.request) is not (waiting.request.id in self.stranded):
+                self._let_go(waiting.request.id)
+                self._hold(waiting)
 
     # What events do to the buffer and the ledger.
 
     def _arrived(self, event: Arrived, now: float) -> None:
         if self._admit(event.request, now):
-            self.buffer.add(Waiting(event.request, now))
+            self._hold(Waiting(event.request, now))
             self._place(now)
 
     def _admit(self, request: Request, now: float) -> bool:
@@ -103,7 +146,7 @@ class PoolPolicy(ClusterPolicy):
         return False
 
     def _cancelled(self, event: Cancelled, now: float) -> None:
-        self.buffer.remove(event.request_id)
+        self._let_go(event.request_id)
         self.ledger.release(event.request_id)
 
     def _pass_started(self, event: PassStarted, now: float) -> None:
@@ -121,44 +164,47 @@ class PoolPolicy(ClusterPolicy):
         self.ledger.prefilled(event.request_id)
 
     def _finished(self, event: Finished, now: float) -> None:
-        self.buffer.remove(event.request_id)  # recalled too late
+        self._let_go(event.request_id)  # recalled too late
         self.ledger.release(event.request_id)
 
     def _failed(self, event: Failed, now: float) -> None:
         placement = self.ledger.release(event.request_id)
         if not event.retry:
-            self.buffer.remove(event.request_id)
+            self._let_go(event.request_id)
         elif placement is not None:
             self._take_back(placement.request, now)
             self._place(now)
 
     def _take_back(self, request: Request, now: float) -> None:
         """Hold a request again, before all others: it has waited once."""
-        self.buffer.add_first(Waiting(request, now, rounds=1, why="its engine failed"))
+        self._hold(Waiting(request, now, rounds=1, why="its engine failed"), first=True)
 
     def _instance_up(self, event: InstanceUp, now: float) -> None:
         self.ledger.up(event)
-        for waiting in [w for w in self.buffer.values() if not self.ledger.fits(w.request)]:
-            self._reject_for_good(waiting)  # it came before anything was known
+        for waiting in self._all_held():
+            if not self.ledger.fits(waiting.request):
+                self._reject_for_good(waiting)  # it came before anything was known
+        self._sort_stranded()
         self._place(now)
 
     def _instance_draining(self, event: InstanceDraining, now: float) -> None:
         load = self.ledger.instances.get(event.instance)
         if load is not None:
             load.draining = True
-            self.ledger.refresh()
+            self._instances_changed()
 
     def _instance_down(self, event: InstanceDown, now: float) -> None:
         self.ledger.down(event.instance)
+        self._sort_stranded()
 
     def _lease_held(self, event: LeaseHeld, now: float) -> None:
         self.ledger.paused = False
-        self.ledger.refresh()
+        self._instances_changed()
         self._place(now)
 
     def _lease_lost(self, event: LeaseLost, now: float) -> None:
         self.ledger.paused = True
-        self.ledger.refresh()
+        self._instances_changed()
 
     def _timer_fired(self, event: TimerFired, now: float) -> None:
         self._end_holds(now)
@@ -167,18 +213,18 @@ class PoolPolicy(ClusterPolicy):
     def _end_holds(self, now: float) -> None:
         """Refuse what has been held for too long: every hold is bounded."""
         bound = self.settings.max_hold_s
-        if now < self.buffer.oldest_s() + bound:
+        if now < self._oldest_s() + bound:
             return
-        for waiting in list(self.buffer.values()):
+        for waiting in self._all_held():
             if now >= waiting.since_s + bound:
                 self._reject(waiting, "held-too-long", now)
 
     def _reject(self, waiting: Waiting, why: str, now: float) -> None:
-        self.buffer.remove(waiting.request.id)
+        self._let_go(waiting.request.id)
         self._actions.append(Reject(waiting.request.id, why, self._retry_after_s(now)))
 
     def _reject_for_good(self, waiting: Waiting) -> None:
-        self.buffer.remove(waiting.request.id)
+        self._let_go(waiting.request.id)
         self._actions.append(Reject(waiting.request.id, "prompt-too-long"))
 
     def _retry_after_s(self, now: float) -> float:
@@ -197,12 +243,13 @@ class Immediate(PoolPolicy):
 
     @abstractmethod
     def _choose(self, request: Request, ranks: list[RankLoad]) -> RankLoad:
-        """Pick one of the ranks (never empty)."""
+        """Pick one of the ranks, which are those that serve the request's model (never empty)."""
 
     def _place(self, now: float) -> None:
         while self.buffer and self.ledger.ranks:
             waiting = next(iter(self.buffer.values()))
-            self._dispatch(waiting, self._choose(waiting.request, self.ledger.ranks), now, "immediate")
+            ranks = self.ledger.ranks_for(waiting.request)
+            self._dispatch(waiting, self._choose(waiting.request, ranks), now, "immediate")
 
 
 _HANDLERS: dict[type[Event], str] = {

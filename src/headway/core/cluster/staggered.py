@@ -189,7 +189,7 @@ class Staggered(PoolPolicy):
         load = self.ledger.instances[event.instance]
         if load.suspect:
             load.suspect = False
-            self.ledger.refresh()
+            self._instances_changed()
         clock = self._clocks[event.instance]
         if event.busy and clock.ends_s is not None and not clock.polled:
             self._place(now)  # nobody asked, and the pass goes on: what is believed of its end still holds
@@ -308,7 +308,7 @@ class Staggered(PoolPolicy):
         if self._silent_s is None:
             self._silent_s = min([clock.silent_s for clock in self._clocks.values()], default=math.inf)
         first = self._silent_s
-        if self.buffer:
+        if self.buffer or self.stranded:
             first = min(first, self._slot_s, super().wake_at() or math.inf)
         return None if first == math.inf else first
 
@@ -376,7 +376,7 @@ class Staggered(PoolPolicy):
     def held(self) -> list[Held]:
         """See `ClusterPolicy.held`. What keeps one request keeps them all."""
         why = self._why if self.ledger.active else "no instance is up"
-        return [Held(w.request.id, w.since_s, why) for w in self.buffer.values()]
+        return [Held(w.request.id, w.since_s, why) for w in self.buffer.values()] + self._held_stranded()
 
     # Where.
 
@@ -403,6 +403,8 @@ class Staggered(PoolPolicy):
         bins = [Bin(rank.index, chunk - max(0, left[rank.index]), chunk) for rank in ranks]
         starts_s = now + self.settings.network_s if clock.ends_s is None else clock.ends_s
         ordered = [waiting.request for waiting in self._order(starts_s, now)]
+        if not self.ledger.alike:
+            ordered = [request for request in ordered if load.info.serves(request.model)]
         hits = self._hits(load) if self._prefixes_known else None
         placed = pour(ordered, bins, hits=hits, overflow=saturated)
         why = "saturated" if saturated else "slot" if clock.ends_s is not None else "idle"
@@ -467,7 +469,7 @@ class Staggered(PoolPolicy):
     def _suspect(self, name: str, now: float) -> None:
         load = self.ledger.instances[name]
         load.suspect = True
-        self.ledger.refresh()
+        self._instances_changed()
         for placement in reversed(self.ledger.on(name)):
             if not placement.prefilled:
                 self.ledger.release(placement.request.id)
