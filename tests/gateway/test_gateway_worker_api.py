@@ -78,15 +78,19 @@ def test_a_decode_engine_is_added_by_its_role():
     run(test())
 
 
-def test_it_is_off_unless_configured_and_behind_the_clients_key(monkeypatch):
+def test_it_is_off_unless_configured_and_a_clients_key_does_not_open_it(monkeypatch):
     monkeypatch.setenv("KEYS", "sesame")
+    key = {"Authorization": "Bearer sesame"}
 
     async def test():
         async with StandIn() as engine:
             async with gateway([engine]) as (_, client):
                 assert (await call(client, "GET", "/list_workers"))[0] == 404
-            async with gateway([engine], worker_api=API, auth={"api_keys_env": "KEYS"}) as (_, client):
-                assert (await call(client, "GET", "/list_workers"))[0] == 401
+            async with (
+                gateway([engine], worker_api=API, auth={"api_keys_env": "KEYS"}) as (_, client),
+                client.get("/list_workers", headers=key) as answer,
+            ):
+                assert (answer.status, error_of(await answer.read())) == (403, "operator_token_needed")
 
     run(test())
 

@@ -380,7 +380,7 @@ def test_metrics_are_in_base_units_and_their_labels_are_few():
     ours = [name for name in known if name.startswith("headway_")]
     assert len(ours) > 30 and all(UNITS.match(name) for name in ours), [n for n in ours if not UNITS.match(n)]
     labels = set().union(*known.values())
-    assert labels == {"status", "reason", "worker", "why", "target", "met", "role", "pool"}
+    assert labels == {"status", "reason", "worker", "why", "target", "met", "role", "pool", "client"}
     assert {"process_cpu_seconds_total", "process_resident_memory_bytes"} <= set(known)
 
 

@@ -35,6 +35,9 @@ CLUSTER, SPEED = "dsv3-h200-pd", 0.25
 
 _WHAT, _WHERE = "What is served", "Where"
 
+#: Printed in place of the page's address. Square brackets are escaped: rich reads them as markup.
+_NO_PAGE = escape("needs an operator token ([admin] token_env) or a bind for operators ([admin] port)")
+
 
 class _Said(NamedTuple):
     """What the command line says whatever else there is; it overrules a file."""
@@ -144,6 +147,10 @@ def serve(
     with plans as plan:
         gateway = _gateway(plan)
         if check:
+            from headway.hosts.gateway.posture import warnings
+
+            for warning in warnings(plan.config):
+                stderr().print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
             stdout().print(f"[green]sound:[/] {escape(plan.about)}", soft_wrap=True, highlight=False)
         else:
             _run(gateway, plan)
@@ -297,7 +304,7 @@ def _greet(gateway: "Gateway", plan: _Plan) -> None:
     url = _reachable(gateway.url)
     lines = [f"[bold]headway serves[/] on [bold]{gateway.url}[/]: {escape(plan.about)}"]
     page = gateway.page_url
-    lines.append(f"  page     {'needs an admin bind: [admin] port' if page is None else _reachable(page)}")
+    lines.append(f"  page     {_NO_PAGE if page is None else _reachable(page)}")
     if gateway.admin_url is not None:
         lines.append(f"  admin    {gateway.admin_url}")
     lines.append(f"  metrics  {gateway.metrics_url or url}/metrics")
@@ -319,7 +326,7 @@ def _curl(url: str, gateway: "Gateway") -> str:
         "max_tokens": 16,
         "stream": True,
     }
-    key = "" if gateway.config.auth.api_keys_env is None else " -H 'Authorization: Bearer KEY'"
+    key = "" if not gateway.config.auth.checks_keys else " -H 'Authorization: Bearer KEY'"
     return (
         f"curl -N {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
         f"-d '{orjson.dumps(body).decode()}'"

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import orjson
 
 from headway.core.errors import ConfigError
-from headway.front.access import Keys
+from headway.front.access import Gate
 from headway.front.config import parse_instance
 from headway.front.driver import Driver
 from headway.front.errors import Refusal, bad_request
@@ -24,7 +24,7 @@ from headway.front.protocol import HttpRequest, HttpResponse, Routes, json_answe
 from headway.front.worker import Worker
 from headway.front.workers import Workers
 
-__all__ = ["AdminSide", "describe"]
+__all__ = ["AdminSide", "describe", "metrics_page"]
 
 #: A removal waits this long for a worker's requests unless told otherwise, and never longer than the most.
 DRAIN_S, MOST_DRAIN_S = 30.0, 3600.0
@@ -53,7 +53,7 @@ def describe(worker: Worker) -> dict[str, object]:
 class AdminSide:
     """Handles the operators' requests. `routes` may be added to, and `open_routes`, which need no token."""
 
-    def __init__(self, workers: Workers, driver: Driver, metrics: Metrics, keys: Keys) -> None:
+    def __init__(self, workers: Workers, driver: Driver, metrics: Metrics, gate: Gate) -> None:
         self.routes: Routes = {
             ("GET", "/workers"): self._list,
             ("POST", "/workers"): self._add,
@@ -64,7 +64,7 @@ class AdminSide:
         self._workers = workers
         self._driver = driver
         self._counts = metrics
-        self._keys = keys
+        self._gate = gate
 
     async def __call__(self, request: HttpRequest) -> HttpResponse | None:
         """Answer a request."""
@@ -74,7 +74,7 @@ class AdminSide:
         if open_route is not None:
             return await open_route(request)
         try:
-            self._keys.check_operator(request.headers, local=True)
+            self._gate.check(request.headers)
             return await self._route(request)
         except ConfigError as error:
             refusal = bad_request(str(error), code="bad_worker")
@@ -133,7 +133,13 @@ class AdminSide:
         return json_answer([{"id": h.request_id, "since_s": h.since_s, "why": h.why} for h in held])
 
     async def _metrics(self, request: HttpRequest) -> HttpResponse | None:
-        return HttpResponse(200, self._counts.text(), {"Content-Type": "text/plain; version=0.0.4"})
+        return metrics_page(self._gate, self._counts, request)
+
+
+def metrics_page(gate: Gate, metrics: Metrics, request: HttpRequest) -> HttpResponse:
+    """Return the metrics in Prometheus' text format. Raises Refusal when the gate lets nobody in."""
+    gate.check(request.headers)
+    return HttpResponse(200, metrics.text(), {"Content-Type": "text/plain; version=0.0.4"})
 
 
 async def _body(request: HttpRequest) -> bytes:

@@ -389,10 +389,15 @@ class AdminSpec(Spec):
 
 
 class MetricsSpec(Spec):
-    """A bind for /metrics and /health alone, beside those of the public side; no `port`: none."""
+    """A bind for /metrics and /health alone, beside those of the public side; no `port`: none.
+
+    `token_env`: an environment variable with the tokens, comma-separated, that /metrics wants on every bind.
+    An operator token will do too.
+    """
 
     host: str = "127.0.0.1"
     port: Port | None = None
+    token_env: str | None = None
 
 
 class LogsSpec(Spec):

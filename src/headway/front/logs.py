@@ -22,6 +22,7 @@ from typing import TextIO
 import orjson
 
 from headway.front.config import LogsSpec
+from headway.front.keys import CLIENT_NAME
 from headway.front.over import Over
 
 __all__ = ["AccessLog", "JsonLines", "logging_as_json"]
@@ -64,7 +65,7 @@ class AccessLog:
 
 
 def _log(message: str, fields: dict[str, object]) -> None:
-    access.info(message, extra=fields)
+    access.info(message, extra=fields | {"client": CLIENT_NAME.get() or None})
 
 
 def _path(path: str) -> str:

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from headway.core.actions import Action, Dispatch, Poll, Recall, Reject
 from headway.core.events import Event, InstanceUp, PassEnded
 from headway.front.buffer import Buffer
+from headway.front.keys import CLIENT_NAME
 from headway.front.lease import Elector
 from headway.front.over import Over
 from headway.front.worker import State
@@ -26,6 +27,8 @@ _PASS_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5,
 _TOKENS = tuple(float(1 << power) for power in range(4, 18))
 #: Reasons come from policies, which may be anybody's: past this many, new ones are counted as "other".
 MOST_WORDS = 32
+#: Keys files may have many keys, and be reloaded with others.
+MOST_CLIENTS = 200
 
 
 class Metrics:
@@ -35,6 +38,12 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "headway_requests", "Requests over, by status", ["status"], registry=self.registry
+        )
+        self._client_requests = Counter(
+            "headway_client_requests",
+            "Requests over, by the name of the client's key and status",
+            ["client", "status"],
+            registry=self.registry,
         )
         self._retries = Counter("headway_retries", "Legs made again", ["reason"], registry=self.registry)
         self._dispatches = Counter(
@@ -97,6 +106,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._shapes: dict[str, InstanceUp] = {}
         self._words: set[str] = set()
+        self._clients: set[str] = set()
         self._children: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
 
     def watch(self, buffer: Buffer, workers: Workers, elector: Elector) -> None:
@@ -150,11 +160,11 @@ class Metrics:
 
     def refused(self, status: int) -> None:
         """Count a request that never came to be served."""
-        self._count(self._requests, str(status))
+        self._request_over(status)
 
     def done(self, over: Over, status: int) -> None:
         """Count a request that is over."""
-        self._count(self._requests, str(status))
+        self._request_over(status)
         arrived_s = over.request.arrival_s
         self._length.observe(over.request.prompt_tokens)
         if over.dispatched_s is not None:
@@ -162,6 +172,18 @@ class Metrics:
         if status == 200 and over.first_byte_s is not None and over.ended_s is not None:
             self._served(over, over.first_byte_s - arrived_s, over.ended_s - over.first_byte_s)
             self._whole.observe(over.ended_s - arrived_s)
+
+    def _request_over(self, status: int) -> None:
+        self._count(self._requests, str(status))
+        if name := CLIENT_NAME.get():
+            self._count(self._client_requests, self._client(name), str(status))
+
+    def _client(self, name: str) -> str:
+        """Return the label of a client's key; past `MOST_CLIENTS` names, new ones are counted as "other"."""
+        if name not in self._clients and len(self._clients) >= MOST_CLIENTS:
+            return "other"
+        self._clients.add(name)
+        return name
 
     def _served(self, over: Over, ttft_s: float, decode_s: float) -> None:
         slo = over.request.slo

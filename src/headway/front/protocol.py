@@ -89,6 +89,7 @@ class HttpRequest:
     """A client's request, whose head is read; names of headers are in lower case.
 
     `path` is decoded; `target` is path and query as they came. `complete`: the body is there.
+    `answer_headers` go with the answer, whatever it is.
     """
 
     __slots__ = (
@@ -96,6 +97,7 @@ class HttpRequest:
         "_problem",
         "_size",
         "_waiter",
+        "answer_headers",
         "complete",
         "connection",
         "headers",
@@ -111,6 +113,7 @@ class HttpRequest:
         self.connection = connection
         self.method = method
         self.headers = headers
+        self.answer_headers: Mapping[str, str] = {}
         self.path, self.query_string, self.target = _split(url)
         self.complete = False
         self.keep_alive = False
@@ -441,11 +444,13 @@ class Connection(asyncio.Protocol):
     def answer(self, request: HttpRequest, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Send a whole answer. Raises ConnectionResetError."""
         self.began = self.ended = True
+        headers = {**headers, **request.answer_headers}
         self._answer(status, headers, body, keep=self._keeps(request), bodiless=request.method == "HEAD")
 
     def begin(self, request: HttpRequest, status: int, headers: Mapping[str, str]) -> None:
         """Send the head of a stream. Raises ConnectionResetError."""
         self.began = True
+        headers = {**headers, **request.answer_headers}
         self.write(_head(status, headers, self._listener.date, keep=self._keeps(request)))
 
     def _answer(

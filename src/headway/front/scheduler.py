@@ -8,11 +8,12 @@ import asyncio
 from collections.abc import Iterable
 
 from headway.core.events import Event
-from headway.front.access import Keys
+from headway.front.access import Access, Gate
 from headway.front.admin import AdminSide
-from headway.front.config import FrontConfig
+from headway.front.config import FrontConfig, is_loopback
 from headway.front.discovery import Discovery, create_source
 from headway.front.driver import Driver, Observer
+from headway.front.keys import table_of
 from headway.front.lease import create_elector
 from headway.front.metrics import Metrics
 from headway.front.policy import create_policy
@@ -31,7 +32,19 @@ class Scheduler:
     def __init__(self, config: FrontConfig, *, engine_key: str | None) -> None:
         self._config = config
         self.engine_headers = {} if engine_key is None else {"Authorization": f"Bearer {engine_key}"}
-        self.admin_keys = Keys(config.secret(config.admin.token_env, "admin.token_env"))
+        operators = config.secret(config.admin.token_env, "admin.token_env")
+        scrapers = config.secret(config.metrics.token_env, "metrics.token_env")
+        self.tokens = table_of([operators])
+        self.metrics_tokens = table_of([operators, scrapers])
+        self.admin_gate = Gate(
+            Access.THIS_MACHINE if operators is None else Access.OPERATORS, tokens=self.tokens
+        )
+        open_to = Access.THIS_MACHINE if is_loopback(config.metrics.host) else Access.ANYONE
+        self.metrics_gate = Gate(
+            open_to if scrapers is None else Access.OPERATORS,
+            tokens=self.metrics_tokens,
+            public_names=open_to is Access.ANYONE,
+        )
         self.policy = create_policy(config)
         self._source = create_source(config)
         self.elector = create_elector(
@@ -60,7 +73,7 @@ class Scheduler:
 
     def admin(self, metrics: Metrics) -> AdminSide:
         """Build the side that shows and changes the engines."""
-        return AdminSide(self.workers, self.driver, metrics, self.admin_keys)
+        return AdminSide(self.workers, self.driver, metrics, self.admin_gate)
 
     async def start(self) -> None:
         """Check every engine once, and follow them."""

@@ -12,6 +12,7 @@ from typing import Self
 import grpc
 from prometheus_client import Counter, Gauge
 
+from headway.front.admin import metrics_page
 from headway.front.driver import Observer
 from headway.front.errors import Refusal
 from headway.front.lengths import Lengths
@@ -20,7 +21,7 @@ from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
 from headway.front.over import Over
 from headway.front.process import run
-from headway.front.protocol import Handler, HttpRequest, HttpResponse, json_answer
+from headway.front.protocol import Handler, HttpRequest, HttpResponse, json_answer, refused
 from headway.front.scheduler import Scheduler
 from headway.hosts.envoy.config import EppConfig
 from headway.hosts.envoy.health import Health
@@ -200,7 +201,10 @@ class Picker:
     async def _numbers(self, request: HttpRequest) -> HttpResponse | None:
         """Answer on the bind for metrics."""
         if request.path == "/metrics":
-            return HttpResponse(200, self.metrics.text(), {"Content-Type": "text/plain; version=0.0.4"})
+            try:
+                return metrics_page(self.scheduler.metrics_gate, self.metrics, request)
+            except Refusal as refusal:
+                return refused(refusal)
         if request.path == "/health":
             return json_answer({"status": "ok"})
         return HttpResponse(404)

@@ -10,14 +10,16 @@ cluster = "staggered"
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from headway.front.config import Dialect, DoorSpec, FrontConfig, Port, Spec, TlsSpec, Url
 
 __all__ = [
     "AuthSpec",
+    "CorsSpec",
     "GatewayConfig",
     "ServerSpec",
     "TracesSpec",
@@ -33,10 +35,42 @@ class ServerSpec(DoorSpec):
 
 
 class AuthSpec(Spec):
-    """Names of environment variables: the clients' keys (comma-separated), and the key the engines want."""
+    """Which keys clients and engines want.
+
+    `api_keys_env`: an environment variable with the clients' keys, comma-separated. `keys_file`: a TOML file
+    of keys with names and limits (`front/keys.py`). With neither, clients need no key. `engine_api_key_env`:
+    an environment variable with the key that engines want.
+    """
 
     api_keys_env: str | None = None
+    keys_file: Path | None = None
     engine_api_key_env: str | None = None
+
+    @property
+    def checks_keys(self) -> bool:
+        """Whether clients need a key."""
+        return self.api_keys_env is not None or self.keys_file is not None
+
+
+class CorsSpec(Spec):
+    """Which origins' pages may use the API. `allowed_origins`: "https://app.example", or "*" for all.
+
+    `allow_headers`: "*" allows what a page asks for. `max_age_s`: how long a browser may keep the answer.
+    """
+
+    allowed_origins: tuple[str, ...] = ()
+    allow_methods: tuple[str, ...] = ("GET", "POST", "DELETE", "HEAD", "OPTIONS")
+    allow_headers: tuple[str, ...] = ("*",)
+    max_age_s: int = Field(default=600, ge=0, le=86_400)
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            scheme, _, rest = origin.partition("://")
+            if origin != "*" and (scheme not in ("http", "https") or not rest or "/" in rest):
+                raise ValueError(f"must be http(s)://HOST[:PORT] without a path, or '*', and has {origin!r}")
+        return tuple(origin.lower() for origin in origins)
 
 
 class TracesSpec(Spec):
@@ -51,9 +85,14 @@ class TracesSpec(Spec):
 
 
 class WorkerApiSpec(Spec):
-    """Whether engines can be added by URL on the public side (`worker_api.py`), and what they are then."""
+    """Whether engines can be added by URL on the public side (`worker_api.py`), and what they are then.
+
+    `open`: whoever may send requests may add and remove engines too. Without it an operator token is needed,
+    except on a loopback address of a gateway whose clients need no key.
+    """
 
     enabled: bool = False
+    open: bool = False
     dialect: Dialect = "vllm"
     ranks: int = Field(default=1, ge=1, le=1024)
     chunk_tokens: int = Field(default=8192, ge=1)
@@ -64,6 +103,7 @@ class GatewayConfig(FrontConfig):
 
     server: ServerSpec = ServerSpec()
     auth: AuthSpec = AuthSpec()
+    cors: CorsSpec = CorsSpec()
     traces: TracesSpec = TracesSpec()
     worker_api: WorkerApiSpec = WorkerApiSpec()
     tls: TlsSpec | None = None
@@ -73,6 +113,7 @@ class GatewayConfig(FrontConfig):
         **FrontConfig.tables,
         "server": ServerSpec,
         "auth": AuthSpec,
+        "cors": CorsSpec,
         "traces": TracesSpec,
         "worker_api": WorkerApiSpec,
         "tls": TlsSpec,

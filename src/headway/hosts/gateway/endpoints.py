@@ -18,7 +18,7 @@ from headway.core.events import Role
 from headway.front.errors import Refusal
 from headway.front.requests import plain_path
 
-__all__ = ["ENDPOINTS", "Endpoint", "Kind", "find", "roles_for"]
+__all__ = ["ENDPOINTS", "Endpoint", "Kind", "find", "is_operated", "roles_for"]
 
 
 class Kind(StrEnum):
@@ -153,6 +153,12 @@ _DOTS = re.compile(r"\.\.|/\.(/|$)")
 def roles_for(kind: Kind) -> frozenset[Role]:
     """Return the roles of the engines that may get a request of this kind."""
     return _ROLES[kind]
+
+
+def is_operated(path: str) -> bool:
+    """Return whether a path is for operators, who need no client key."""
+    listed = _BY_PATH.get(path)
+    return listed is not None and listed.kind is Kind.OPERATED
 
 
 @lru_cache(maxsize=1024)

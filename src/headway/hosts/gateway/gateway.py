@@ -5,20 +5,24 @@ async with Gateway(GatewayConfig.from_toml("gateway.toml")) as gateway:
 """
 
 import asyncio
+import logging
 import ssl
+import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-from headway.front.access import Keys
+from headway.front.access import Access, Gate
+from headway.front.admin import metrics_page
 from headway.front.driver import Observer
 from headway.front.errors import Refusal
+from headway.front.keys import ClientKeys
 from headway.front.lengths import Lengths
 from headway.front.listener import Listener
 from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
 from headway.front.process import run
-from headway.front.protocol import Handler, HttpRequest, HttpResponse
+from headway.front.protocol import Handler, HttpRequest, HttpResponse, refused
 from headway.front.scheduler import Scheduler
 from headway.front.tls import tls_context
 from headway.hosts.gateway.broadcast import Broadcast
@@ -28,12 +32,15 @@ from headway.hosts.gateway.live import Live
 from headway.hosts.gateway.observer import Observer as PageObserver
 from headway.hosts.gateway.page import Page, page_is_public
 from headway.hosts.gateway.passthrough import Passthrough
+from headway.hosts.gateway.posture import posture_of, warnings
 from headway.hosts.gateway.server import PublicSide
 from headway.hosts.gateway.serving import Done, Serving
 from headway.hosts.gateway.tracing import Tracing, make_tracing
-from headway.hosts.gateway.worker_api import WorkerApi
+from headway.hosts.gateway.worker_api import CLOSED, WorkerApi
 
 __all__ = ["Gateway", "serve"]
+
+log = logging.getLogger("headway.gateway")
 
 #: How often the drain looks whether the last request is over.
 DRAIN_LOOK_S = 0.02
@@ -66,7 +73,8 @@ class Gateway:
             self._tracing.done,
             *on_done,
         ]
-        self._keys = Keys(config.secret(config.auth.api_keys_env, "auth.api_keys_env"))
+        keys = config.secret(config.auth.api_keys_env, "auth.api_keys_env")
+        self._keys = ClientKeys(keys, config.auth.keys_file, time.monotonic)
         self._tls = None if config.tls is None else tls_context(config.tls)
         self._lengths = Lengths(config.server.tokenizer)
         engine_key = config.secret(config.auth.engine_api_key_env, "auth.engine_api_key_env")
@@ -89,6 +97,8 @@ class Gateway:
     async def start(self) -> None:
         """Listen, and check every engine once. Raises ConfigError when an address cannot be bound."""
         self._build()
+        for warning in warnings(self.config):
+            log.warning(warning)
         try:
             await self.scheduler.start()
             server = self.config.server
@@ -133,7 +143,8 @@ class Gateway:
         return None if base is None else f"{base}/"
 
     async def reload(self, config: GatewayConfig) -> None:
-        """See `Scheduler.reload`."""
+        """Read the keys file again, and see `Scheduler.reload`. Raises ConfigError."""
+        self._keys.reload()
         await self.scheduler.reload(config)
 
     def _build(self) -> None:
@@ -161,7 +172,7 @@ class Gateway:
             self.serving.buffer,
             config.limits,
             engine_headers=scheduler.engine_headers,
-            keep_authorization=config.auth.api_keys_env is None,
+            keep_authorization=not config.auth.checks_keys,
         )
         broadcast = Broadcast(
             self.workers,
@@ -171,6 +182,8 @@ class Gateway:
             patience_s=config.limits.first_byte_timeout_s,
         )
         self.metrics.watch(self.serving.buffer, self.workers, self.elector)
+        posture = posture_of(config)
+        operators_gate = Gate(posture.worker_api, tokens=scheduler.tokens, clients=self._keys, closed=CLOSED)
         self.public = PublicSide(
             config,
             self.serving,
@@ -180,23 +193,34 @@ class Gateway:
             self.elector,
             self.metrics,
             self._keys,
+            Gate(
+                posture.metrics,
+                tokens=scheduler.metrics_tokens,
+                clients=self._keys,
+                public_names=posture.metrics is Access.ANYONE,
+            ),
+            operators_gate,
             self._access_log,
         )
         if config.worker_api.enabled:
-            self.public.routes |= WorkerApi(config, self.workers, self._keys).routes
+            self.public.operator_routes |= WorkerApi(config, self.workers, operators_gate).routes
         self.admin = scheduler.admin(self.metrics)
         self.admin.routes |= broadcast.operations()
         live = Live(config, self._seen, self.driver, self.workers, self.serving.buffer, self.elector)
-        with_token = config.admin.token_env is not None
-        self._page = Page(live, scheduler.admin_keys, clock=clock, needs_token=with_token)
+        self._page = Page(live, scheduler.admin_gate, clock=clock)
         self.admin.routes |= self._page.routes
         self.admin.open_routes |= self._page.open_routes
         if page_is_public(config):
-            self.public.routes |= self._page.routes
+            self.public.operator_routes |= self._page.routes
 
     async def _numbers(self, request: HttpRequest) -> HttpResponse | None:
-        """Answer on the bind for metrics, where nothing else is to be had."""
-        if request.path in ("/metrics", "/health"):
+        """Answer on the bind for metrics, which serves nothing else."""
+        if request.path == "/metrics":
+            try:
+                return metrics_page(self.scheduler.metrics_gate, self.metrics, request)
+            except Refusal as refusal:
+                return refused(refusal)
+        if request.path == "/health":
             return await self.public(request)
         return HttpResponse(404)
 

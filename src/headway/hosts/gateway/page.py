@@ -1,20 +1,20 @@
 """Serves the page at `/` and the data it lives on at `/admin/live`, as server-sent events.
 
-The page itself is three files that say nothing of the cluster; the data is behind the operators' token where
-there is one. On the admin bind the page is always there; on the public one it stands in when there is no
-admin bind, and then only behind a token or where nobody but this machine can connect.
+The page itself is three files that say nothing about the cluster; a gate decides who gets the data. The page
+is always on the admin bind. Without an admin bind it is on the public one, if operators can use it there
+(`posture.py`).
 """
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from headway.front.access import Keys
-from headway.front.config import is_loopback
+from headway.front.access import Access, Gate
 from headway.front.errors import Refusal, unavailable
 from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, refused
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.live import Cursor, Live
+from headway.hosts.gateway.posture import posture_of
 
 __all__ = ["Page", "page_is_public"]
 
@@ -35,24 +35,22 @@ MOST_VIEWERS = 32
 
 
 def page_is_public(config: GatewayConfig) -> bool:
-    """Whether the page stands on the public bind: there is no admin bind, and nobody sees it who may not."""
-    return config.admin.port is None and (
-        config.admin.token_env is not None or is_loopback(config.server.host)
-    )
+    """Return whether the page is on the public bind."""
+    return config.admin.port is None and posture_of(config).page is not Access.NOBODY
 
 
 class Page:
     """Handles the page's requests. `routes`: all of it; `open_routes`: what needs no token."""
 
-    def __init__(self, live: Live, keys: Keys, *, clock: Callable[[], float], needs_token: bool) -> None:
+    def __init__(self, live: Live, gate: Gate, *, clock: Callable[[], float]) -> None:
         self._live = live
-        self._keys = keys
+        self._gate = gate
         self._clock = clock
         self._viewers = 0
         self._closing = asyncio.Event()
         files = Path(__file__).parent / "page"
         self._bodies = {path: (files / name).read_bytes() for path, (name, _) in _FILES.items()}
-        if needs_token:  # so that the page asks for it before it is refused
+        if gate.access is Access.OPERATORS:  # so that the page asks for it before it is refused
             self._bodies["/"] = self._bodies["/"].replace(b"<html ", b'<html data-token="needed" ', 1)
         self.open_routes: Routes = {("GET", path): self._file for path in _FILES}
         self.routes: Routes = self.open_routes | {("GET", "/admin/live"): self._stream}
@@ -68,7 +66,7 @@ class Page:
 
     async def _stream(self, request: HttpRequest) -> HttpResponse | None:
         try:
-            self._keys.check_operator(request.headers, local=True)
+            self._gate.check(request.headers)
             if self._viewers >= MOST_VIEWERS:
                 raise unavailable("too_many_viewers", f"{MOST_VIEWERS} pages are open already.", 10.0)
         except Refusal as refusal:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from itertools import count
 
 from headway.core.request import Slo
-from headway.front.access import Keys
-from headway.front.config import is_loopback
+from headway.front.access import Gate
+from headway.front.admin import metrics_page
 from headway.front.errors import Refusal, model_not_found, unavailable
+from headway.front.keys import CLIENT_NAME, Client, ClientKeys
 from headway.front.lease import Elector
 from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
@@ -23,17 +24,25 @@ from headway.front.requests import read_call, read_targets
 from headway.front.workers import Workers
 from headway.hosts.gateway.broadcast import Broadcast
 from headway.hosts.gateway.config import GatewayConfig
-from headway.hosts.gateway.endpoints import Endpoint, Kind, find
+from headway.hosts.gateway.cors import Cors
+from headway.hosts.gateway.endpoints import Endpoint, Kind, find, is_operated
 from headway.hosts.gateway.passthrough import Passthrough
 from headway.hosts.gateway.serving import Serving
 
 __all__ = ["PublicSide"]
 
+#: Paths that need no client key: probes have none, and /metrics has a gate of its own.
+_KEYLESS = frozenset(
+    ("/health", "/liveness", "/ready", "/readiness", "/health_generate", "/ping", "/metrics")
+)
 _SOUND_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class PublicSide:
-    """Handles the clients' requests. `draining`: new ones are refused. `routes` may be added to."""
+    """Handles the clients' requests. `draining`: new ones are refused.
+
+    `operator_routes` may be added to: they check by themselves who asks, and no other site may read them.
+    """
 
     def __init__(
         self,
@@ -44,7 +53,9 @@ class PublicSide:
         workers: Workers,
         elector: Elector,
         metrics: Metrics,
-        keys: Keys,
+        keys: ClientKeys,
+        metrics_gate: Gate,
+        operators_gate: Gate,
         access_log: AccessLog,
     ) -> None:
         self.draining = False
@@ -60,8 +71,9 @@ class PublicSide:
             ("GET", "/metrics"): self._metrics,
             ("GET", "/v1/models"): self._models,
         }
+        self.operator_routes: Routes = {}
         self._operators_here = config.worker_api.enabled
-        self._local = is_loopback(config.server.host)
+        self._cors = Cors(config.cors)
         self._limits = config.limits
         self._slo: Slo = config.slo.slo()
         self._serving = serving
@@ -71,12 +83,53 @@ class PublicSide:
         self._elector = elector
         self._counts = metrics
         self._keys = keys
+        self._metrics_gate = metrics_gate
+        self._operators_gate = operators_gate
         self._access_log = access_log
         self._boot = secrets.token_hex(4)
         self._numbers = count(1)
 
     async def __call__(self, request: HttpRequest) -> HttpResponse | None:
-        """Answer a request."""
+        """Answer a request. Check who asks first: without a key, a client learns nothing about paths."""
+        own = self.operator_routes.get((request.method, request.path))
+        if own is not None:
+            return await own(request)
+        preflight = self._cors.preflight(request)
+        if preflight is not None:
+            return preflight
+        request.answer_headers = self._cors.headers(request.headers)
+        if request.path in _KEYLESS or is_operated(request.path):
+            return await self._answer(request)
+        try:
+            client = self._keys.check(request.headers)
+        except Refusal as refusal:
+            return self._not_let_in(request, refusal)
+        if client is None:
+            return await self._answer(request)
+        name = CLIENT_NAME.set(client.spec.name)
+        try:
+            return await self._answer_client(client, request)
+        finally:
+            CLIENT_NAME.reset(name)
+
+    async def _answer_client(self, client: Client, request: HttpRequest) -> HttpResponse | None:
+        try:
+            client.enter(request.headers)
+        except Refusal as refusal:
+            return self._not_let_in(request, refusal)
+        try:
+            return await self._answer(request)
+        finally:
+            client.leave()
+
+    def _not_let_in(self, request: HttpRequest, refusal: Refusal) -> HttpResponse:
+        request_id = self._request_id(request)
+        self._refused(request.path, request_id, refusal)
+        answer = refused(refusal)
+        answer.headers["x-request-id"] = request_id
+        return answer
+
+    async def _answer(self, request: HttpRequest) -> HttpResponse | None:
         route = self.routes.get((request.method, request.path))
         if route is not None:
             return await route(request)
@@ -133,7 +186,6 @@ class PublicSide:
         return None
 
     def _admit(self, request: HttpRequest) -> None:
-        self._keys.check(request.headers)
         if self.draining:
             raise unavailable("draining", "The gateway is shutting down.")
         length = request.headers.get("content-length")
@@ -205,28 +257,20 @@ class PublicSide:
         if not self._operators_here:
             message = "This is for operators: ask at the admin address, or enable [worker_api]."
             raise Refusal(403, "operators_only", message)
-        self._keys.check_operator(request.headers, local=self._local)
+        self._operators_gate.check(request.headers)
 
     def _passed_on(self, request: HttpRequest, request_id: str, status: int) -> None:
         self._counts.refused(status)
         self._access_log.passed_on(request.method, request.path, request_id, status)
 
     async def _models(self, request: HttpRequest) -> HttpResponse | None:
-        try:
-            self._keys.check(request.headers)
-        except Refusal as refusal:
-            return self._refuse(refusal)
         data = [_described(name, longest) for name, longest in sorted(self._workers.models().items())]
         return json_answer({"object": "list", "data": data})
 
     async def _model(self, request: HttpRequest) -> HttpResponse | None:
         name, models = request.path.removeprefix("/v1/models/"), self._workers.models()
-        try:
-            self._keys.check(request.headers)
-            if name not in models:
-                raise model_not_found(name)
-        except Refusal as refusal:
-            return self._refuse(refusal)
+        if name not in models:
+            return self._refuse(model_not_found(name))
         return json_answer(_described(name, models[name]))
 
     async def _health(self, request: HttpRequest) -> HttpResponse | None:
@@ -241,7 +285,10 @@ class PublicSide:
         return json_answer(told, 200 if ready else 503)
 
     async def _metrics(self, request: HttpRequest) -> HttpResponse | None:
-        return HttpResponse(200, self._counts.text(), {"Content-Type": "text/plain; version=0.0.4"})
+        try:
+            return metrics_page(self._metrics_gate, self._counts, request)
+        except Refusal as refusal:
+            return self._refuse(refusal)
 
     def _refused(self, path: str, request_id: str, refusal: Refusal) -> None:
         self._counts.refused(refusal.status)

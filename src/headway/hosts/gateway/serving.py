@@ -75,7 +75,7 @@ class Serving:
         self._numbers = count(1)
         self._flights: set[Flight] = set()
         self._way = way_of(config)
-        self._passes_authorization = config.auth.api_keys_env is None
+        self._passes_authorization = not config.auth.checks_keys
         self._legs = Legs(
             workers,
             transport,

@@ -4,8 +4,8 @@ POST /add_worker?url=URL[&role=prefill|decode][&bootstrap_port=N]     "Successfu
 POST /remove_worker?url=URL        drains it first; a URL nobody knows is removed already
 GET  /list_workers                 {"urls": [URL, …]}, URL@RANK where an engine has several ranks
 
-Whoever reaches the port may call these, as there, unless clients need a key; but no other site's page in a
-browser that reaches it. The admin side has more, and a bind and a token of its own.
+These are operators' functions: `posture.py` decides who may call them. The admin side has more, on a bind of
+its own.
 """
 
 import re
@@ -13,15 +13,21 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from headway.core.errors import ConfigError
-from headway.front.access import Keys
-from headway.front.config import InstanceSpec, is_loopback, parse_instance
+from headway.front.access import Gate
+from headway.front.config import InstanceSpec, parse_instance
 from headway.front.errors import Refusal, bad_request
 from headway.front.protocol import Handler, HttpRequest, HttpResponse, Routes, json_answer, refused
 from headway.front.worker import Worker
 from headway.front.workers import Workers
 from headway.hosts.gateway.config import GatewayConfig
 
-__all__ = ["WorkerApi", "instance_name"]
+__all__ = ["CLOSED", "WorkerApi", "instance_name"]
+
+#: What a caller reads where nobody may call these.
+CLOSED = (
+    "Changing engines needs an operator token here: set [admin] token_env (--admin-token-env). "
+    "To let everyone do it who may send requests, set [worker_api] open = true (--open-worker-api)."
+)
 
 
 def instance_name(url: str) -> str:
@@ -38,7 +44,7 @@ def instance_name(url: str) -> str:
 class WorkerApi:
     """Handles these requests. What is added is what `[worker_api]` says."""
 
-    def __init__(self, config: GatewayConfig, workers: Workers, keys: Keys) -> None:
+    def __init__(self, config: GatewayConfig, workers: Workers, gate: Gate) -> None:
         self.routes: Routes = {
             ("POST", "/add_worker"): self._guarded(self._add),
             ("POST", "/remove_worker"): self._guarded(self._remove),
@@ -46,13 +52,12 @@ class WorkerApi:
         }
         self._config = config
         self._workers = workers
-        self._keys = keys
-        self._local = is_loopback(config.server.host)
+        self._gate = gate
 
     def _guarded(self, handle: Handler) -> Handler:
         async def route(request: HttpRequest) -> HttpResponse | None:
             try:
-                self._keys.check_operator(request.headers, local=self._local)
+                self._gate.check(request.headers)
                 return await handle(request)
             except ConfigError as error:
                 refusal = bad_request(str(error), code="bad_worker")
