@@ -9,6 +9,7 @@ from headway.core.cluster import PoolPolicy, PoolSettings, create_cluster
 from headway.core.decision_log import DecisionLog
 from headway.core.events import Arrived
 from headway.core.settings import setting
+from headway.front.body_reader import BodyReader
 from headway.front.driver import Driver
 from headway.front.lengths import Lengths
 from headway.front.worker import State, Worker
@@ -162,12 +163,13 @@ class Stage:
             on_done=lambda over, status: self.done.append((over, status)),
             count_as=lambda what: self.oddities.update([what]),
         )
-        self.lengths = Lengths()
+        self.lengths, self.reader = Lengths(), BodyReader()
         self.streams = Streams(
             Tools(
                 self.config,
                 self.picks,
                 self.lengths,
+                self.reader,
                 self.clock.time,
                 lambda *refused: self.refused.append(refused),
                 self.driver.reads_prefixes,

@@ -193,7 +193,9 @@ def test_a_whole_stream_over_a_desk_apart():
     async def run():
         stage = Stage()
         apart = Apart(stage.picks)
-        tools = Tools(stage.config, apart.desk, stage.lengths, stage.clock.time, lambda *_: None)
+        tools = Tools(
+            stage.config, apart.desk, stage.lengths, stage.reader, stage.clock.time, lambda *_: None
+        )
         stage.streams = Streams(tools)
         envoy = Envoy(stage)
         envoy.headers()

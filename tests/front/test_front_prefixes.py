@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from standins import StandIn, chat, gateway, run
 
 from headway.core.events import Arrived
-from headway.front.prefixes import BLOCK_BYTES, BLOCK_IDS, MOST_BLOCKS, prefix_of
+from headway.front.prefixes import BLOCK_BYTES, BLOCK_IDS, MOST_BLOCKS
 from headway.front.requests import read_call
 
 LONG = "once upon a time " * 400  # 6,800 bytes
 
 
-def hashes(body, path="/v1/chat/completions", tokens=1000):
-    return prefix_of(read_call(path, json.dumps(body).encode()), tokens)[0]
+def hashes(body, path="/v1/chat/completions"):
+    return read_call(path, json.dumps(body).encode()).prefix
 
 
 def talk(*turns, **more):
@@ -99,8 +99,8 @@ def test_of_a_huge_prompt_the_beginning_is_enough():
 
 def test_a_block_has_its_share_of_the_prompts_tokens():
     call = read_call("/v1/completions", json.dumps({"prompt": "x" * 4 * BLOCK_BYTES}).encode())
-    assert prefix_of(call, 1000)[1] == 250
-    assert prefix_of(read_call("/v1/completions", b'{"prompt":"x"}'), 1)[0] == ()
+    assert call.block_tokens(1000) == 250
+    assert read_call("/v1/completions", b'{"prompt":"x"}').prefix == ()
 
 
 @pytest.mark.parametrize(("policy", "told"), [("staggered", True), ("least-tokens", False)])

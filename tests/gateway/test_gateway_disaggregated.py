@@ -42,7 +42,7 @@ def test_vllm_prefill_then_decode_with_the_kv_handed_over():
                 assert (status, answer) == (200, EVENT + EVENT + USAGE + DONE), answer
             (_, first_headers, first), (_, second_headers, second) = prefill.requests[0], decode.requests[0]
             assert (first["max_tokens"], first["stream"], first["seed"]) == (1, False, 3)
-            assert "stream_options" not in first and first["messages"] == CHAT["messages"]
+            assert first["stream_options"] is None and first["messages"] == CHAT["messages"]
             assert first["kv_transfer_params"]["do_remote_decode"] is True
             assert second == body | {"kv_transfer_params": PARAMS}
             assert first_headers["x-request-id"] == second_headers["x-request-id"]

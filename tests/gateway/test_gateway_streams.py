@@ -8,6 +8,8 @@ import aiohttp
 import pytest
 from standins import ANSWER, CHAT, DONE, EVENT, USAGE, StandIn, chat, error_of, gateway, run, until
 
+from headway.front.requests import read_call
+
 
 def test_a_json_answer_and_the_body_go_through_unchanged():
     async def check():
@@ -46,7 +48,8 @@ def test_the_policy_hears_of_first_and_last_token_and_the_length_is_learned():
             assert names.index("Arrived") < names.index("PrefillDone") < names.index("Finished")
             finished = next(event for event in seen if type(event).__name__ == "Finished")
             assert finished.output_tokens == 3
-            assert front._lengths.ratio.bytes_per_token < 4.0  # 7 tokens for "hello"
+            call = read_call("/v1/chat/completions", json.dumps(CHAT).encode())
+            assert front._lengths.measure(call) > 4  # 7 tokens for "hello" in one message
 
     run(check())
 

@@ -1,75 +1,72 @@
-"""Decides how many tokens a prompt has: by a tokenizer file where one is configured, else by its bytes.
+"""Decides how many tokens a prompt has: as its ids or a tokenizer count them, else by an estimate.
 
-Without a tokenizer the ratio of bytes to tokens is learned from the `usage` that engines report.
+Without a tokenizer the estimate is learned from the `usage` that engines report, for each model and kind of
+request by itself: chat templates differ. An estimate steers where requests go and never refuses one: only
+the engine knows.
 """
 
-import asyncio
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections import OrderedDict
 
-import msgspec
-
-from headway.core.errors import ConfigError
 from headway.core.estimate.prompt_length import PromptLength
 from headway.front.requests import Call
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 __all__ = ["Lengths"]
 
-#: Longer prompts are tokenized in a thread: the loop has streams to forward.
-THREAD_FROM_BYTES = 4096
+#: Models are named by clients; of more than these, the one that was used longest ago is forgotten.
+MOST_ESTIMATORS = 64
+#: An image in tokens, before any was seen; and the weight of what is known when a new one is.
+TOKENS_OF_OTHER_PART, OTHER_DECAY = 512.0, 0.9
+#: No image has more tokens than this.
+MOST_OF_OTHER_PART = 100_000.0
 
 
 class Lengths:
-    """Measures prompts. Raises ConfigError when the tokenizer file cannot be used."""
+    """Measures prompts and learns from what engines count."""
 
-    def __init__(self, tokenizer: Path | None = None) -> None:
-        self.ratio = PromptLength()
-        self._tokenizer = None if tokenizer is None else _load(tokenizer)
+    def __init__(self) -> None:
+        self._estimators: OrderedDict[tuple[str | None, bool], PromptLength] = OrderedDict()
+        self._other_part = TOKENS_OF_OTHER_PART
+        self._error = 0.0
+
+    @property
+    def error(self) -> float:
+        """Mean relative error of recent estimates, of the estimator that learned last; 0 before any did."""
+        return self._error
 
     def exact(self, call: Call) -> bool:
-        """Whether the length of its prompt is counted, not estimated."""
-        return call.token_ids is not None or self._tokenizer is not None
+        """Whether the length of a prompt is counted, so that it may refuse the request."""
+        counted = call.token_ids is not None or call.counted is not None
+        return counted and not call.other_parts and not call.truncates
 
-    async def measure(self, call: Call) -> int:
-        """Return the (likely) tokens of the prompt, at least 1."""
+    def measure(self, call: Call) -> int:
+        """Return the (likely) tokens of a prompt, at least 1."""
         if call.token_ids is not None:
-            return call.token_ids
-        if self._tokenizer is None:
-            return self.ratio.estimate(call.prompt_bytes)
-        if call.prompt_bytes < THREAD_FROM_BYTES:
-            return self._count(call)
-        return await asyncio.to_thread(self._count, call)
+            tokens = call.token_ids
+        elif call.counted is not None:
+            tokens = call.counted
+        else:
+            tokens = self._estimator(call).estimate(call.text_bytes)
+        return max(1, tokens + round(call.other_parts * self._other_part))
 
-    def learn(self, prompt_bytes: int, prompt_tokens: int) -> None:
-        """Take in what an engine counted; of a prompt that came as tokens, no bytes tell."""
-        if prompt_bytes > 0 and prompt_tokens > 0:
-            self.ratio.observe(prompt_bytes, prompt_tokens)
+    def learn(self, call: Call, prompt_tokens: int) -> None:
+        """Learn from what an engine counted. Nothing is learned of a prompt that came as ids."""
+        if call.token_ids is not None or call.truncates or call.sequences > 1:
+            return
+        estimator = self._estimator(call)
+        if not call.other_parts:
+            estimator.observe(call.text_bytes, prompt_tokens)
+            self._error = self._error if estimator.error is None else estimator.error
+            return
+        of_one = (prompt_tokens - estimator.estimate(call.text_bytes)) / call.other_parts
+        if 0.0 <= of_one <= MOST_OF_OTHER_PART:
+            self._other_part = OTHER_DECAY * self._other_part + (1.0 - OTHER_DECAY) * of_one
 
-    def _count(self, call: Call) -> int:
-        assert self._tokenizer is not None
-        texts = [
-            _unescape(text) if call.path.endswith("/chat/completions") else text.decode()
-            for text in call.texts
-        ]
-        return max(1, sum(len(self._tokenizer.encode(text, add_special_tokens=False).ids) for text in texts))
-
-
-def _unescape(text: bytes) -> str:
-    try:
-        return msgspec.json.decode(b'"' + text + b'"', type=str)
-    except msgspec.DecodeError:
-        return text.decode()  # a part of a list, or the tools: text as it is
-
-
-def _load(path: Path) -> "Tokenizer":
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise ConfigError("server.tokenizer needs the package 'tokenizers'") from None
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises bare Exception
-        raise ConfigError(f"server.tokenizer: cannot use {path}: {error}") from None
+    def _estimator(self, call: Call) -> PromptLength:
+        key = (call.model, call.messages > 0)
+        found = self._estimators.get(key)
+        if found is None:
+            found = self._estimators[key] = PromptLength()
+            if len(self._estimators) > MOST_ESTIMATORS:
+                self._estimators.popitem(last=False)
+        self._estimators.move_to_end(key)
+        return found

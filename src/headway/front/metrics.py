@@ -127,6 +127,11 @@ class Metrics:
         self.registry.register(_WorkerGauges(workers))
         self.registry.register(_LeaderGauges(elector))
 
+    def watch_estimates(self, error: Callable[[], float]) -> None:
+        """Read the error of estimated prompt lengths when it is asked for."""
+        doc = "Mean relative error of recent estimates of prompt lengths (0: none was needed)"
+        self._gauge("headway_prompt_estimate_error_ratio", doc, error)
+
     def observe(self, now: float, event: Event, actions: Sequence[Action]) -> None:
         """Count decisions and passes: an observer of the driver."""
         if isinstance(event, PassEnded):

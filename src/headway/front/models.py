@@ -1,10 +1,11 @@
 """Decides whether any engine has the model a request wants, and room for its prompt."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from headway.core.events import InstanceUp, Role
 from headway.front.errors import bad_request, model_not_found
 
-__all__ = ["check_length", "check_model"]
+__all__ = ["check_model", "schedulable_length"]
 
 
 def check_model(model: str | None, known: Mapping[str, int | None]) -> None:
@@ -13,17 +14,37 @@ def check_model(model: str | None, known: Mapping[str, int | None]) -> None:
         raise model_not_found(model)
 
 
-def check_length(
-    model: str | None, tokens: int, known: Mapping[str, int | None], most: int | None, *, exact: bool
-) -> None:
-    """Raise Refusal (400) for a prompt longer than the model; by an estimate, only when it is far longer.
+def schedulable_length(
+    model: str | None,
+    tokens: int,
+    known: Mapping[str, int | None],
+    most: int | None,
+    engines: Iterable[InstanceUp],
+    *,
+    exact: bool,
+) -> int:
+    """Return the prompt length to schedule by. Raises Refusal (400) when a counted one is more than the model
+    takes.
 
-    `most`: a bound that counts instead of the model's own.
+    An estimate never refuses: it is cut to what the model takes and to what the engine with the most KV of
+    every role could hold, so that a policy can place it; the engine knows the true length. `most`: a bound
+    that counts instead of the model's own.
     """
     most = most or _longest(model, known)
-    if most is not None and tokens > (most if exact else 2 * most):
-        message = f"The prompt has {'' if exact else 'about '}{tokens} tokens, the model takes {most}."
-        raise bad_request(message, code="context_length_exceeded", param="messages")
+    if exact:
+        if most is not None and tokens > most:
+            message = f"The prompt has {tokens} tokens, the model takes {most}."
+            raise bad_request(message, code="context_length_exceeded", param="messages")
+        return tokens
+    bounds = [tokens] if most is None else [tokens, most]
+    rooms: dict[Role, list[int | None]] = {}
+    for engine in engines:
+        room = None if engine.kv_blocks is None else engine.kv_blocks * engine.block_tokens
+        rooms.setdefault(engine.role, []).append(room)
+    for of_role in rooms.values():
+        if None not in of_role:
+            bounds.append(max(room for room in of_role if room is not None) - 1)
+    return max(1, min(bounds))
 
 
 def _longest(model: str | None, known: Mapping[str, int | None]) -> int | None:

@@ -1,19 +1,24 @@
-"""Decides what a client's request is: its fields, its prompt's length in bytes, and what it wants.
+"""Reads what a client's request wants: its model, its limits, and the measures of its prompt.
 
-The body stays the bytes that came. It is read once, for the top-level fields the gateway needs and no
-deeper than the prompt; an engine gets those very bytes, with a field spliced in front where its protocol
-needs one.
+The body stays the bytes that came: an engine gets those very bytes, with a field spliced in where its
+protocol needs one. `read_call` reads a body once, for the fields that scheduling needs; what it builds is
+bounded (`json_body.py`, `prompts.py`), and bodies that take longer are read in other processes
+(`body_reader.py`), so that no client stops the event loop.
+
+To read another endpoint's bodies, add a function to `_READERS` that fills a `Prompt`.
 """
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from headway.core.request import Slo
 from headway.front.errors import Refusal, bad_request
+from headway.front.json_body import ABSENT, Field, check_objects, decode, flag, text, whole
+from headway.front.prefixes import BLOCK_BYTES, BLOCK_IDS
+from headway.front.prompts import Count, Prompt
 
 __all__ = [
     "GENERATIONS",
@@ -40,8 +45,6 @@ RESERVED = (
 )
 #: As a header. In silence it would be ignored, and who pins a rank believes to be on it.
 RESERVED_HEADER = "x-data-parallel-rank"
-#: What a part of a message that is not text (an image, a sound) counts as, in bytes of text.
-OTHER_PART = bytes(2048)
 
 TTFT_HEADERS = ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms")
 TPOT_HEADERS = ("x-slo-tpot-ms", "x-llm-d-slo-tpot-ms")
@@ -49,128 +52,171 @@ PRIORITY_HEADER = "x-priority"
 #: Targets outside of these are nonsense: a microsecond, a day.
 LEAST_MS, MOST_MS = 0.001, 86_400_000.0
 MOST_PRIORITY = 1_000_000
-#: A limit on the output beyond this is nonsense, and no number that every protocol could carry.
-MOST_TOKENS = (1 << 31) - 1
-
 #: White space, and what marks the other encodings of JSON: byte order marks and the halves of UTF-16's.
-_BEFORE_JSON = b" \t\r\n\xef\xbb\xbf\xff\xfe\0"
-
-_Unread = msgspec.Raw | msgspec.UnsetType
-_ABSENT = msgspec.UNSET
+_first_byte = re.compile(rb"[^ \t\r\n\xef\xbb\xbf\xff\xfe\0]")
 
 
 class _Steering(msgspec.Struct, kw_only=True):
-    bootstrap_host: _Unread = _ABSENT
-    bootstrap_port: _Unread = _ABSENT
-    bootstrap_room: _Unread = _ABSENT
-    data_parallel_rank: _Unread = _ABSENT
-    disagg_prefill_dp_rank: _Unread = _ABSENT
-    kv_transfer_params: _Unread = _ABSENT
-    routed_dp_rank: _Unread = _ABSENT
+    bootstrap_host: Field = ABSENT
+    bootstrap_port: Field = ABSENT
+    bootstrap_room: Field = ABSENT
+    data_parallel_rank: Field = ABSENT
+    disagg_prefill_dp_rank: Field = ABSENT
+    kv_transfer_params: Field = ABSENT
+    routed_dp_rank: Field = ABSENT
+
+
+class _PassedOn(_Steering, kw_only=True):
+    model: Field = ABSENT
 
 
 class _Fields(_Steering, kw_only=True):
-    model: str | None = None
-    stream: bool | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    n: int | None = None
+    """What all generations have in common."""
+
+    model: Field = ABSENT
+    stream: Field = ABSENT
+    stream_options: Field = ABSENT
+    max_tokens: Field = ABSENT
+    max_completion_tokens: Field = ABSENT
+    n: Field = ABSENT
+    best_of: Field = ABSENT
+    truncate_prompt_tokens: Field = ABSENT
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     role: str
-    content: _Unread = _ABSENT
-    tool_calls: _Unread = _ABSENT
+    content: Field = ABSENT
+    tool_calls: Field = ABSENT
 
 
 class _Chat(_Fields, kw_only=True):
     messages: list[_Message]
-    tools: _Unread = _ABSENT
+    tools: Field = ABSENT
 
 
 class _Completion(_Fields, kw_only=True):
-    prompt: str | list[Any]
+    prompt: Field = ABSENT
+    prompt_embeds: Field = ABSENT
 
 
-class _Part(msgspec.Struct):
-    type: str
-    text: str | None = None
-
-
-_steering = msgspec.json.Decoder(_Steering)
+_passed_on = msgspec.json.Decoder(_PassedOn)
 _chat = msgspec.json.Decoder(_Chat)
 _completion = msgspec.json.Decoder(_Completion)
-_parts = msgspec.json.Decoder(list[_Part])
 
 
-class Call(msgspec.Struct, frozen=True):
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A client's request for a generation, checked.
 
-    `texts`: the parts of the prompt, JSON-escaped in UTF-8, a chat's tools first. `roles`: who says each text
-    of a single prompt; empty when there are several. `token_ids`: how many the client sent instead of text,
-    else None; `ids`: those of a single prompt. `max_tokens`: the client's limit on the output.
+    `body`: as it came; empty where the host does not keep it. `max_tokens`: the client's limit on the output.
+    `sequences`: outputs asked for, over all prompts (`n`, `best_of`, lists of prompts). `stream_options`:
+    whether the client gave any.
+
+    Measures of the prompt. `text_bytes`: its texts in UTF-8. `messages`: those of a chat, which a template
+    surrounds. `other_parts`: images, sounds and the like. `token_ids`: how many the client sent instead of
+    text, else None. `counted`: tokens of the texts by a tokenizer, None without one. `truncates`: the engine
+    may cut it. `prefix`: hashes of its beginning (`prefixes.py`), where they are wanted.
     """
 
     path: str
-    body: bytes
-    model: str | None
-    stream: bool
-    max_tokens: int | None
-    texts: tuple[bytes, ...]
-    roles: tuple[str, ...] = ()
+    body: bytes = b""
+    model: str | None = None
+    stream: bool = False
+    max_tokens: int | None = None
+    sequences: int = 1
+    stream_options: bool = False
+    text_bytes: int = 0
+    messages: int = 0
+    other_parts: int = 0
     token_ids: int | None = None
-    ids: tuple[int, ...] = ()
+    counted: int | None = None
+    truncates: bool = False
+    prefix: tuple[int, ...] = ()
 
-    @property
-    def prompt_bytes(self) -> int:
-        """Length of the prompt's text."""
-        return sum(map(len, self.texts))
-
-
-def read_call(path: str, body: bytes, *, steered: bool = False) -> Call:
-    """Read the body of a chat or text completion. Raises Refusal (400) for all an engine could choke on.
-
-    `steered`: it comes from a coordinator, which may say what clients may not.
-    """
-    try:
-        if not body.isascii():
-            body.decode()
-        if path.endswith("/chat/completions"):
-            chat = _chat.decode(body)
-            return _call(path, body, chat, steered, *_chat_texts(chat))
-        completion = _completion.decode(body)
-        return _call(path, body, completion, steered, *_prompt(completion.prompt))
-    except UnicodeDecodeError:
-        raise bad_request("The body is not valid UTF-8.", code="invalid_json") from None
-    except msgspec.ValidationError as error:
-        raise _wrong_type(str(error)) from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    def block_tokens(self, tokens: int) -> int:
+        """Return the tokens of one block of `prefix`, of a prompt with so many; 0 without one."""
+        if not self.prefix:
+            return 0
+        if self.token_ids is not None:
+            return BLOCK_IDS
+        return max(1, tokens * BLOCK_BYTES // max(BLOCK_BYTES, self.text_bytes))
 
 
-def _call(
-    path: str,
-    body: bytes,
-    fields: _Fields,
-    steered: bool,
-    texts: tuple[bytes, ...],
-    roles: tuple[str, ...],
-    token_ids: int | None = None,
-    ids: tuple[int, ...] = (),
+def read_call(
+    path: str, body: bytes, *, steered: bool = False, prefixes: bool = True, count: Count | None = None
 ) -> Call:
+    """Read the body of a generation. Raises Refusal (400) for what an engine could choke on.
+
+    `steered`: it comes from a coordinator, which may set what clients may not. `prefixes`: hash the prompt's
+    beginning. `count`: counts tokens of text. Takes time in proportion to the body: see `BodyReader`.
+    """
+    check_objects(body)
+    prompt = Prompt()
+    messages, fields = _READERS[path](body, prompt)
     if not steered:
         _refuse_steering(fields)
-    for name in ("max_tokens", "max_completion_tokens", "n"):
-        value = getattr(fields, name)
-        if value is not None and not 1 <= value <= MOST_TOKENS:
-            raise bad_request(f"{name} must be between 1 and {MOST_TOKENS}, got {value}.", param=name)
-    limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
-    return Call(path, body, fields.model, bool(fields.stream), limit, texts, roles, token_ids, ids)
+    model = text(fields.model, "model")
+    least = 0 if path == "/v1/completions" else 1  # 0 with `echo`: only the prompt's log probabilities
+    limit = whole(fields.max_completion_tokens, "max_completion_tokens", least)
+    other_limit = whole(fields.max_tokens, "max_tokens", least)
+    sequences = max(whole(fields.n, "n", 1) or 1, whole(fields.best_of, "best_of", 1) or 1)
+    counted, all_counted = (None, True) if count is None else prompt.counted(count)
+    return Call(
+        path=path,
+        body=body,
+        model=model,
+        stream=flag(fields.stream, "stream"),
+        max_tokens=other_limit if limit is None else limit,
+        sequences=sequences * prompt.sequences,
+        stream_options=_is_given(fields.stream_options),
+        text_bytes=prompt.text_bytes,
+        messages=messages,
+        other_parts=prompt.other_parts,
+        token_ids=prompt.token_ids,
+        counted=counted,
+        truncates=_is_given(fields.truncate_prompt_tokens) or not all_counted,
+        prefix=prompt.prefix(model) if prefixes else (),
+    )
+
+
+def _read_chat(body: bytes, prompt: Prompt) -> tuple[int, _Fields]:
+    """Read a chat. Templates put the tools before the messages."""
+    chat = decode(_chat, body)
+    if not chat.messages:
+        raise bad_request("messages must not be empty.", param="messages")
+    prompt.add_json("", chat.tools)
+    for number, message in enumerate(chat.messages):
+        prompt.add_content(message.role, message.content, number)
+        prompt.add_json(message.role, message.tool_calls)
+    return len(chat.messages), chat
+
+
+def _read_completion(body: bytes, prompt: Prompt) -> tuple[int, _Fields]:
+    """Read a text completion: a prompt, embeddings in place of one, or both."""
+    completion = decode(_completion, body)
+    given = _is_given(completion.prompt_embeds)
+    if isinstance(completion.prompt, msgspec.Raw) and not (given and not _is_given(completion.prompt)):
+        prompt.add_prompt(completion.prompt)
+    elif not given:
+        raise bad_request("Object missing required field `prompt`.", param="prompt")
+    if given:
+        prompt.add_other()
+    return 0, completion
+
+
+#: How the body of each endpoint is read: fills the prompt, returns the number of messages and the fields.
+_READERS: dict[str, Callable[[bytes, Prompt], tuple[int, _Fields]]] = {
+    "/v1/chat/completions": _read_chat,
+    "/v1/completions": _read_completion,
+}
+
+
+def _is_given(field: Field) -> bool:
+    return isinstance(field, msgspec.Raw) and bytes(memoryview(field)[:5]) != b"null"
 
 
 def _refuse_steering(fields: _Steering) -> None:
     for name in RESERVED:
-        if getattr(fields, name) is not _ABSENT:
+        if getattr(fields, name) is not ABSENT:
             raise bad_request(f"The field {name!r} is the gateway's to set.", param=name)
 
 
@@ -179,73 +225,25 @@ def plain_path(path: str) -> str:
     return re.sub("/+", "/", path).rstrip("/").lower()
 
 
-def check_passed_on(body: bytes) -> None:
-    """Check a body that goes to an engine unread. Raises Refusal (400) if it is a JSON object that steers
-    engines. One that cannot be read might: engines are less strict, and know UTF-16 too.
+def check_passed_on(body: bytes) -> str | None:
+    """Check a body that goes to an engine unread; return the model it names. Raises Refusal (400) if it is a
+    JSON object that steers engines. One that cannot be read might: engines are less strict, and know UTF-16
+    too.
     """
-    if body.lstrip(_BEFORE_JSON)[:1] != b"{":
-        return
-    try:
-        if not body.isascii():
-            body.decode()
-        fields = _steering.decode(body)
-    except UnicodeDecodeError:
-        raise bad_request("The body is not valid UTF-8.", code="invalid_json") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    if not looks_like_object(body):
+        return None
+    fields = decode(_passed_on, body)
     _refuse_steering(fields)
+    try:
+        return text(fields.model, "model")
+    except Refusal:
+        return None  # the engine's to refuse
 
 
-def _wrong_type(message: str) -> Refusal:
-    """Turn msgspec's "Expected `bool`, got `str` - at `$.stream`" into a 400 that names the field."""
-    what, _, place = message.partition(" - at `$")
-    param = place.rstrip("`").lstrip(".") or None
-    return bad_request(f"{what}{f' (at {param})' if param else ''}.", param=param)
-
-
-def _chat_texts(chat: _Chat) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
-    """Return the texts and the role of each. Templates put the tools before the messages."""
-    if not chat.messages:
-        raise bad_request("messages must not be empty.", param="messages")
-    texts: list[bytes] = []
-    roles: list[str] = []
-    if not isinstance(chat.tools, msgspec.UnsetType):
-        texts.append(bytes(chat.tools))
-        roles.append("")
-    for number, message in enumerate(chat.messages):
-        said: list[bytes] = []
-        if not isinstance(message.content, msgspec.UnsetType):
-            said = _content(bytes(message.content), number)
-        if not isinstance(message.tool_calls, msgspec.UnsetType):
-            said.append(bytes(message.tool_calls))
-        texts += said
-        roles += [message.role] * len(said)
-    return tuple(texts), tuple(roles)
-
-
-def _content(content: bytes, number: int) -> list[bytes]:
-    if content[:1] == b'"':
-        return [content[1:-1]]
-    if content[:1] == b"[":
-        return [OTHER_PART if p.text is None else p.text.encode() for p in _parts.decode(content)]
-    if content == b"null":
-        return []
-    raise bad_request("content must be a string or a list of parts.", param=f"messages[{number}].content")
-
-
-def _prompt(
-    prompt: str | list[Any],
-) -> tuple[tuple[bytes, ...], tuple[str, ...], int | None, tuple[int, ...]]:
-    """A text, texts, token ids or lists of them: one request to the scheduler, as long as all together."""
-    if isinstance(prompt, str):
-        return (prompt.encode(),), ("",), None, ()
-    if prompt and all(isinstance(each, str) for each in prompt):
-        return tuple(each.encode() for each in prompt), (), None, ()
-    nested = all(isinstance(each, list) for each in prompt)
-    ids = [number for each in prompt for number in each] if nested else prompt
-    if not ids or not all(type(number) is int and number >= 0 for number in ids):
-        raise bad_request("prompt must be a text, texts or token ids, and not empty.", param="prompt")
-    return (), (), len(ids), () if nested else tuple(ids)
+def looks_like_object(body: bytes) -> bool:
+    """Whether an engine could take a body for a JSON object."""
+    first = _first_byte.search(body)
+    return first is not None and first[0] == b"{"
 
 
 def read_targets(headers: Mapping[str, str], default: Slo) -> tuple[Slo, int]:

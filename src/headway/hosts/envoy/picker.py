@@ -13,6 +13,7 @@ import grpc
 from prometheus_client import Counter, Gauge
 
 from headway.front.admin import metrics_page
+from headway.front.body_reader import BodyReader
 from headway.front.driver import Observer
 from headway.front.errors import Refusal
 from headway.front.lengths import Lengths
@@ -57,7 +58,8 @@ class Picker:
         self._observers = [self.metrics.observe, *observers]
         self._on_done = [self.metrics.done, self._access_log.done, *on_done]
         self._pem = pem_of(config.tls)
-        self._lengths = Lengths(config.server.tokenizer)
+        self._lengths = Lengths()
+        self._reader = BodyReader(config.server.tokenizer)
         engine_key = config.secret(config.engine_api_key_env, "engine_api_key_env")
         self.scheduler = Scheduler(config, engine_key=engine_key)
         self.elector = self.scheduler.elector
@@ -115,6 +117,7 @@ class Picker:
     async def stop(self) -> None:
         """End everything at once; `drain` first to be kind."""
         await self.processor.stop()
+        await self._reader.close()
         if self._health_server is not None:
             await self._health_server.stop(None)
         for listener in self._listeners:
@@ -158,6 +161,7 @@ class Picker:
         self.health = Health(self.ready)
         self.processor = self._create_processor()
         self.metrics.watch(self.picks.buffer, self.workers, self.elector)
+        self.metrics.watch_estimates(lambda: self._lengths.error)
         self._gauge("headway_picker_streams", "ext_proc streams that are open", lambda: self.processor.open)
         self._gauge("headway_picker_under_way", "Requests Envoy has", lambda: self.picks.under_way)
         self.admin = self.scheduler.admin(self.metrics)
@@ -174,7 +178,9 @@ class Picker:
                 ready=self.ready,
                 refused=self._access_log.refused,
             )
-        tools = Tools(config, self.picks, self._lengths, self._loop.time, self._refused, reads_prefixes)
+        tools = Tools(
+            config, self.picks, self._lengths, self._reader, self._loop.time, self._refused, reads_prefixes
+        )
         return Processor(tools, self.health, self._pem)
 
     def _gauge(self, name: str, doc: str, read: Callable[[], float]) -> None:

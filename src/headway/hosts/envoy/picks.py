@@ -33,7 +33,7 @@ from headway.front.buffer import Buffer
 from headway.front.driver import CallAt, Driver
 from headway.front.errors import Refusal, bad_request, not_leader, overloaded, unavailable
 from headway.front.lease import Elector
-from headway.front.models import check_length, check_model
+from headway.front.models import check_model, schedulable_length
 from headway.front.over import Over
 from headway.front.requests import Call
 from headway.front.worker import Worker
@@ -156,13 +156,18 @@ class Picks:
         """Make room for a request."""
         known = self._workers.models()
         check_model(asked.model, known)
-        check_length(
-            asked.model, asked.tokens, known, self._config.server.max_prompt_tokens, exact=asked.exact
+        tokens = schedulable_length(
+            asked.model,
+            asked.tokens,
+            known,
+            self._config.server.max_prompt_tokens,
+            (worker.up_event() for worker in self._workers),
+            exact=asked.exact,
         )
         request = Request(
             f"{asked.request_id}-{next(self._numbers)}",
             asked.arrived_s,
-            asked.tokens,
+            tokens,
             asked.slo,
             asked.priority,
             asked.max_tokens,
@@ -170,11 +175,11 @@ class Picks:
             asked.block_tokens,
         )
         self._check_flow(asked.flow)
-        self.buffer.admit(asked.tokens, asked.size)
+        self.buffer.admit(tokens, asked.size)
         self._flows[asked.flow] += 1
         pick = Pick(
             request,
-            Call(asked.path, b"", asked.model, asked.stream, asked.max_tokens, ()),
+            Call(path=asked.path, model=asked.model, stream=asked.stream, max_tokens=asked.max_tokens),
             size=asked.size,
             flow=asked.flow,
             role_of=self._role_of,

@@ -11,8 +11,6 @@ Rule 2. A process lives as long as the socket: without the picker nothing could 
 import asyncio
 import json
 import logging
-import os
-import secrets
 import socket
 import sys
 from collections.abc import Callable, Coroutine
@@ -65,7 +63,6 @@ class Processors:
         self._reads_prefixes = reads_prefixes
         self._ready = ready
         self._told_ready = False
-        self._seed = str(secrets.randbelow(1 << 32))
         by_response = config.accounting.by == "response"
         self._children = [Child(desk, refused, by_response) for _ in range(config.server.processors)]
         self._tasks: list[asyncio.Task[None]] = []
@@ -130,8 +127,6 @@ class Processors:
                 child.process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "headway.hosts.envoy.remote", str(theirs.fileno())),
                     pass_fds=(theirs.fileno(),),
-                    # Prefixes are compared over all of them: their hashes must agree.
-                    env={**os.environ, "PYTHONHASHSEED": self._seed},
                     start_new_session=True,  # a terminal's Ctrl-C is the picker's, which drains
                 )
         except OSError as error:

@@ -20,6 +20,7 @@ import uvloop
 
 from headway.core.errors import ConfigError
 from headway.core.events import Role
+from headway.front.body_reader import BodyReader
 from headway.front.errors import Refusal
 from headway.front.lengths import Lengths
 from headway.front.logs import logging_as_json
@@ -121,17 +122,17 @@ class _Process:
         start = await self.start
         try:
             config = EppConfig.parse(orjson.loads(start.config), where="picker")
-            lengths = Lengths(config.server.tokenizer)
+            reader = BodyReader(config.server.tokenizer)
         except ConfigError as error:
             self._fail(error)
             return
         with logging_as_json(config.logs):
-            await self._serve(start, config, lengths)
+            await self._serve(start, config, reader)
 
-    async def _serve(self, start: wire.Start, config: EppConfig, lengths: Lengths) -> None:
+    async def _serve(self, start: wire.Start, config: EppConfig, reader: BodyReader) -> None:
         health = Health(lambda: self._ready)
         clock = asyncio.get_running_loop().time
-        tools = Tools(config, self._desk, lengths, clock, self._refused, start.reads_prefixes)
+        tools = Tools(config, self._desk, Lengths(), reader, clock, self._refused, start.reads_prefixes)
         pem = (start.certificate, start.key) if start.certificate else None
         processor = Processor(tools, health, pem, shared=True)
         await health.start()
@@ -149,6 +150,7 @@ class _Process:
             task.cancel()
         await health.stop()
         await processor.stop()
+        await reader.close()
         self.link.close()
 
     def _fail(self, error: ConfigError) -> None:

@@ -25,15 +25,13 @@ import grpc
 
 from headway.core.events import Role
 from headway.core.request import Slo
+from headway.front.body_reader import BodyReader
 from headway.front.errors import Refusal, bad_request
 from headway.front.lengths import Lengths
-from headway.front.prefixes import prefix_of
 from headway.front.requests import (
     GENERATIONS,
     Call,
-    check_passed_on,
     plain_path,
-    read_call,
     read_targets,
     targets_for_engines,
 )
@@ -82,6 +80,7 @@ class Tools:
     config: EppConfig
     desk: Desk
     lengths: Lengths
+    reader: BodyReader
     clock: Callable[[], float]
     refused: Callable[[str, str, Refusal], None]
     reads_prefixes: bool = False
@@ -120,7 +119,7 @@ class _Stream:
         self._replies = Replies()
         self._full_duplex = self._answer_full_duplex = True
         self._by_response = tools.config.accounting.by == "response"
-        self._prompt_bytes = 0
+        self._call: Call | None = None
 
     async def run(self) -> None:
         """Answer the request, then see its answer by."""
@@ -173,7 +172,7 @@ class _Stream:
         if generates:
             answer, passed = await self._hold(headers, plain_path(unquote(path)), pieces, phase, subset)
         else:
-            check_passed_on(b"".join(pieces))
+            await self._tools.reader.check_passed_on(pieces)
             answer, passed = await self._desk.aside(phase, subset), {}
         at_body = not self._full_duplex
         replies = [self._replies.destination(answer, passed, at_body=at_body)]
@@ -246,9 +245,9 @@ class _Stream:
             priority = objective.priority
         request_id, passed = self._request_id(headers), targets_for_engines(headers)
         if phase is Role.DECODE:
-            _read(path, pieces, phase)
-            self._let_go(pieces)
             await self._ask_for_time()
+            await self._read(path, pieces, phase)
+            self._let_go(pieces)
             return await self._desk.second(request_id, subset), passed
         flow = next((headers[each][:MOST_FLOW] for each in FLOW_HEADERS if each in headers), "")
         await self._ask_for_time()  # reading and counting tokens may take longer than Envoy's patience
@@ -269,10 +268,8 @@ class _Stream:
     ) -> Asked:
         """Read a body; return what is kept of it."""
         arrived_s, lengths = self._tools.clock(), self._tools.lengths
-        call = _read(path, pieces, phase)
-        tokens = max(1, await lengths.measure(call))
-        prefix, block_tokens = prefix_of(call, tokens) if self._tools.reads_prefixes else ((), 0)
-        self._prompt_bytes = call.prompt_bytes
+        call = self._call = await self._read(path, pieces, phase)
+        tokens = lengths.measure(call)
         return Asked(
             request_id,
             arrived_s,
@@ -288,9 +285,14 @@ class _Stream:
             flow=flow,
             phase=phase,
             subset=subset,
-            prefix=prefix,
-            block_tokens=block_tokens,
+            prefix=call.prefix,
+            block_tokens=call.block_tokens(tokens),
         )
+
+    async def _read(self, path: str, pieces: list[bytes], phase: Role | None) -> Call:
+        """Read a body; that of a phase may hold what a coordinator hands over."""
+        tools = self._tools
+        return await tools.reader.read(path, pieces, steered=phase is not None, prefixes=tools.reads_prefixes)
 
     def _let_go(self, pieces: list[bytes]) -> None:
         """Keep no body that Envoy keeps."""
@@ -328,16 +330,12 @@ class _Stream:
 
     def _learn(self, prompt_tokens: int) -> None:
         """Take in what the engine counted."""
-        self._tools.lengths.learn(self._prompt_bytes, prompt_tokens)
+        if self._call is not None:
+            self._tools.lengths.learn(self._call, prompt_tokens)
 
     async def _next(self) -> Any:
         message = await self._context.read()
         return message if hasattr(message, "WhichOneof") else None
-
-
-def _read(path: str, pieces: list[bytes], phase: Role | None) -> Call:
-    """Read a body; that of a phase may hold what a coordinator hands over."""
-    return read_call(path, pieces[0] if len(pieces) == 1 else b"".join(pieces), steered=phase is not None)
 
 
 def _phase(headers: Mapping[str, str]) -> Role | None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
+from headway.front.body_reader import BodyReader
 from headway.front.buffer import Buffer
 from headway.front.errors import Refusal, unavailable
 from headway.front.protocol import Handler, HttpRequest, HttpResponse, Routes, json_answer
-from headway.front.requests import check_passed_on
 from headway.front.transport import Transport, TransportError
 from headway.front.worker import State, Worker
 from headway.front.workers import Workers
@@ -66,6 +66,7 @@ class Broadcast:
         transport: Transport,
         buffer: Buffer,
         *,
+        reader: BodyReader,
         engine_headers: Mapping[str, str],
         patience_s: float,
     ) -> None:
@@ -74,6 +75,7 @@ class Broadcast:
         self._buffer = buffer
         self._headers = dict(engine_headers)
         self._patience_s = patience_s
+        self._reader = reader
 
     def operations(self) -> Routes:
         """Return the routes of all operations, for a side that lets in operators only."""
@@ -93,7 +95,7 @@ class Broadcast:
         Raises Refusal: 503 when there is no engine, 502 when a load cannot be read from any.
         """
         check_query(query)
-        check_passed_on(body)
+        await self._reader.check_passed_on(body)
         self._buffer.admit(0, len(body))
         self._buffer.leave(0, len(body))  # it waits for nothing
         try:

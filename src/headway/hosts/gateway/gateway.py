@@ -14,6 +14,7 @@ from typing import Self
 
 from headway.front.access import Access, Gate
 from headway.front.admin import metrics_page
+from headway.front.body_reader import BodyReader
 from headway.front.driver import Observer
 from headway.front.errors import Refusal
 from headway.front.keys import ClientKeys
@@ -76,7 +77,8 @@ class Gateway:
         keys = config.secret(config.auth.api_keys_env, "auth.api_keys_env")
         self._keys = ClientKeys(keys, config.auth.keys_file, time.monotonic)
         self._tls = None if config.tls is None else tls_context(config.tls)
-        self._lengths = Lengths(config.server.tokenizer)
+        self._lengths = Lengths()
+        self._reader = BodyReader(config.server.tokenizer)
         engine_key = config.secret(config.auth.engine_api_key_env, "auth.engine_api_key_env")
         self.scheduler = Scheduler(config, engine_key=engine_key)
         self.elector = self.scheduler.elector
@@ -133,6 +135,7 @@ class Gateway:
         for listener in self._listeners:
             await listener.close()
         self._listeners = []
+        await self._reader.close()
         await self.scheduler.stop()
         await self._tracing.close()
 
@@ -171,6 +174,7 @@ class Gateway:
             scheduler.transport,
             self.serving.buffer,
             config.limits,
+            reader=self._reader,
             engine_headers=scheduler.engine_headers,
             keep_authorization=not config.auth.checks_keys,
         )
@@ -178,12 +182,14 @@ class Gateway:
             self.workers,
             scheduler.transport,
             self.serving.buffer,
+            reader=self._reader,
             engine_headers=scheduler.engine_headers,
             patience_s=config.limits.first_byte_timeout_s,
         )
         self.metrics.watch(self.serving.buffer, self.workers, self.elector)
         posture = posture_of(config)
         operators_gate = Gate(posture.worker_api, tokens=scheduler.tokens, clients=self._keys, closed=CLOSED)
+        self.metrics.watch_estimates(lambda: self._lengths.error)
         self.public = PublicSide(
             config,
             self.serving,
@@ -201,6 +207,7 @@ class Gateway:
             ),
             operators_gate,
             self._access_log,
+            self._reader,
         )
         if config.worker_api.enabled:
             self.public.operator_routes |= WorkerApi(config, self.workers, operators_gate).routes

@@ -10,13 +10,11 @@ import asyncio
 import re
 from collections.abc import Mapping
 
-import msgspec
-
+from headway.front.body_reader import BodyReader
 from headway.front.buffer import Buffer
 from headway.front.config import LimitsSpec
 from headway.front.errors import Refusal, bad_request, engine_failed, unavailable
 from headway.front.headers import CREDENTIALS, headers_for_client
-from headway.front.requests import check_passed_on
 from headway.front.transport import Answer, ExhaustedError, Sink, Transport, TransportError
 from headway.front.worker import Worker
 from headway.front.workers import Workers
@@ -47,13 +45,6 @@ _QUERY = re.compile(r"[^\s#]*")
 #: The `model` field of a multipart form is looked for in so much of the body.
 _FORM_BYTES = 65_536
 _FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n')
-
-
-class _WithModel(msgspec.Struct):
-    model: str | None = None
-
-
-_with_model = msgspec.json.Decoder(_WithModel)
 
 
 class _Passing:
@@ -91,6 +82,7 @@ class Passthrough:
         buffer: Buffer,
         limits: LimitsSpec,
         *,
+        reader: BodyReader,
         engine_headers: Mapping[str, str],
         keep_authorization: bool,
     ) -> None:
@@ -98,6 +90,7 @@ class Passthrough:
         self._transport = transport
         self._buffer = buffer
         self._limits = limits
+        self._reader = reader
         self._engine_headers = dict(engine_headers)
         # Engines would see two keys: ours goes in place of the client's.
         given = {name.lower() for name in engine_headers}
@@ -122,8 +115,8 @@ class Passthrough:
         does not read.
         """
         check_query(query)
-        check_passed_on(body)
-        worker = self._choose(endpoint, _model_of(headers, body))
+        model = await self._reader.check_passed_on(body)
+        worker = self._choose(endpoint, _form_model(headers, body) or model)
         target = f"{endpoint.path}?{query}" if query else endpoint.path
         self._buffer.admit(0, len(body))
         self._buffer.leave(0, len(body))  # it waits for nothing
@@ -220,15 +213,12 @@ def check_query(query: str) -> None:
         raise bad_request("The query holds characters that must be encoded.")
 
 
-def _model_of(headers: Mapping[str, str], body: bytes) -> str | None:
-    """Return the model that a JSON object or a form asks for; None when it names none."""
-    if headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        found = _FORM_MODEL.search(body[:_FORM_BYTES]) or _FORM_MODEL.search(body[-_FORM_BYTES:])
-        return None if found is None else found[1].decode(errors="replace")
-    try:
-        return _with_model.decode(body).model
-    except (msgspec.DecodeError, RecursionError):
+def _form_model(headers: Mapping[str, str], body: bytes) -> str | None:
+    """Return the model that a form asks for; None when it names none, or the body is no form."""
+    if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return None
+    found = _FORM_MODEL.search(body[:_FORM_BYTES]) or _FORM_MODEL.search(body[-_FORM_BYTES:])
+    return None if found is None else found[1].decode(errors="replace")
 
 
 def _kept(headers: Mapping[str, str], engine_url: str) -> dict[str, str]:

@@ -14,13 +14,14 @@ from itertools import count
 from headway.core.request import Slo
 from headway.front.access import Gate
 from headway.front.admin import metrics_page
+from headway.front.body_reader import BodyReader
 from headway.front.errors import Refusal, model_not_found, unavailable
 from headway.front.keys import CLIENT_NAME, Client, ClientKeys
 from headway.front.lease import Elector
 from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
 from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, json_answer, refused
-from headway.front.requests import read_call, read_targets
+from headway.front.requests import read_targets
 from headway.front.workers import Workers
 from headway.hosts.gateway.broadcast import Broadcast
 from headway.hosts.gateway.config import GatewayConfig
@@ -57,6 +58,7 @@ class PublicSide:
         metrics_gate: Gate,
         operators_gate: Gate,
         access_log: AccessLog,
+        reader: BodyReader,
     ) -> None:
         self.draining = False
         self.routes: Routes = {
@@ -86,6 +88,7 @@ class PublicSide:
         self._metrics_gate = metrics_gate
         self._operators_gate = operators_gate
         self._access_log = access_log
+        self._reader = reader
         self._boot = secrets.token_hex(4)
         self._numbers = count(1)
 
@@ -173,7 +176,8 @@ class PublicSide:
         try:
             self._admit(request)
             slo, priority = read_targets(request.headers, self._slo)
-            call = read_call(request.path, await self._body(request))
+            body = await self._body(request)
+            call = await self._reader.read(request.path, body, prefixes=self._serving.reads_prefixes)
             flight = await self._serving.take_in(call, request.headers, request_id, slo, priority, sink)
         except Refusal as refusal:
             self._refused(request.path, request_id, refusal)

@@ -20,8 +20,7 @@ from headway.front.driver import Driver
 from headway.front.errors import Refusal, engine_failed, unavailable
 from headway.front.lease import Elector
 from headway.front.lengths import Lengths
-from headway.front.models import check_length, check_model
-from headway.front.prefixes import prefix_of
+from headway.front.models import check_model, schedulable_length
 from headway.front.requests import Call, targets_for_engines
 from headway.front.transport import Sink, Transport
 from headway.front.worker import State, Worker
@@ -87,6 +86,11 @@ class Serving:
             engine_headers=engine_headers,
         )
 
+    @property
+    def reads_prefixes(self) -> bool:
+        """Whether the policy looks at the hashes of a prompt's beginning."""
+        return self._driver.reads_prefixes
+
     def undecided(self) -> bool:
         """Whether a request may still need a place: it has no byte of its answer yet."""
         return any(not flight.sink.started for flight in self._flights)
@@ -98,15 +102,20 @@ class Serving:
         arrived_s = self._clock()
         known = self._workers.models()
         check_model(call.model, known)
-        tokens = max(1, await self._lengths.measure(call))
-        most = self._config.server.max_prompt_tokens
-        check_length(call.model, tokens, known, most, exact=self._lengths.exact(call))
+        tokens = schedulable_length(
+            call.model,
+            self._lengths.measure(call),
+            known,
+            self._config.server.max_prompt_tokens,
+            (worker.up_event() for worker in self._workers),
+            exact=self._lengths.exact(call),
+        )
         trace = self._tracing.begin(call.path, headers, arrived_s)
         passed_on = self._to_engines(headers, trace)
         # Two clients may choose one id; engines and policies need one for each request.
         name = f"{request_id}-{next(self._numbers)}"
-        prefix, block_tokens = prefix_of(call, tokens) if self._driver.reads_prefixes else ((), 0)
-        request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens, prefix, block_tokens)
+        block_tokens = call.block_tokens(tokens)
+        request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens, call.prefix, block_tokens)
         self.buffer.admit(tokens, len(call.body))
         self._budget.earn()
         return Flight(request, call, passed_on, sink, role_of=self._role_of, clock=self._clock, trace=trace)
@@ -219,7 +228,7 @@ class Serving:
         self.buffer.done()
         flight.ended_s = self._clock()
         if flight.prompt_tokens is not None:
-            self._lengths.learn(flight.call.prompt_bytes, flight.prompt_tokens)
+            self._lengths.learn(flight.call, flight.prompt_tokens)
         try:
             if not flight.over and flight.refusal is None:
                 self._driver.feed(Cancelled(flight.request.id))

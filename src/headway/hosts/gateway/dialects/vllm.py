@@ -11,19 +11,20 @@ import msgspec
 
 from headway.core.events import Role
 from headway.front.worker import Worker
-from headway.hosts.gateway.dialects.contract import fields_of, splice
+from headway.hosts.gateway.dialects.contract import override, splice
 from headway.hosts.gateway.flight import Flight, LegError
 from headway.hosts.gateway.legs import Legs
 
 __all__ = ["body_for", "prefill_body", "prefill_then_decode"]
 
-_REMOTE_DECODE = msgspec.Raw(
-    b'{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,'
+#: What differs in the prefill call: one token, no stream and nothing that needs more, and KV to be fetched.
+_PREFILL = (
+    b'"max_tokens":1,"min_tokens":0,"stream":false,"stream_options":null,'
+    b'"kv_transfer_params":{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,'
     b'"remote_block_ids":null,"remote_host":null,"remote_port":null}'
 )
-_ONE, _FALSE = msgspec.Raw(b"1"), msgspec.Raw(b"false")
-#: What makes no sense with one token, or without a stream.
-_NOT_IN_PREFILL = ("stream_options", "min_tokens")
+#: Chats have another name for the limit, which counts before `max_tokens`; text completions do not know it.
+_CHAT_PREFILL = b'"max_completion_tokens":1,' + _PREFILL
 
 
 class _Prefilled(msgspec.Struct):
@@ -41,7 +42,7 @@ def body_for(body: bytes, worker: Worker, rank: int) -> bytes:
 async def prefill_then_decode(legs: Legs, flight: Flight) -> None:
     """A prefill leg, then a decode leg that is placed when the prefill is done."""
     worker, dispatch = await legs.place(flight, Role.PREFILL)
-    answer = await legs.ask(flight, worker, dispatch, prefill_body(flight.call.body))
+    answer = await legs.ask(flight, worker, dispatch, prefill_body(flight.call.path, flight.call.body))
     flight.limit(None)
     try:
         params = bytes(_prefilled.decode(answer).kv_transfer_params or b"null")
@@ -56,12 +57,6 @@ async def prefill_then_decode(legs: Legs, flight: Flight) -> None:
     await legs.stream(flight, worker, dispatch, body)
 
 
-def prefill_body(body: bytes) -> bytes:
-    """Make the prefill leg's body: one token, no stream, KV to be fetched."""
-    fields = fields_of(body)
-    for name in _NOT_IN_PREFILL:
-        fields.pop(name, None)
-    if "max_completion_tokens" in fields:
-        fields["max_completion_tokens"] = _ONE
-    fields |= {"max_tokens": _ONE, "stream": _FALSE, "kv_transfer_params": _REMOTE_DECODE}
-    return msgspec.json.encode(fields)
+def prefill_body(path: str, body: bytes) -> bytes:
+    """Return the body of the prefill call: the client's fields, overridden at the end."""
+    return override(body, _CHAT_PREFILL if path.endswith("/chat/completions") else _PREFILL)
