@@ -27,6 +27,7 @@ from headway.hosts.gateway import GatewayConfig
 from headway.model.presets import load_cluster
 
 GATEWAY = '[[instances]]\nname = "a"\nurl = "http://127.0.0.1:9"\n'
+OTHER = GATEWAY.replace('"a"', '"b"').replace(":9", ":10")
 ADMIN = "[admin]\nport = 0\n"
 CODE = "from headway.cli import main; main()"
 
@@ -152,7 +153,7 @@ def test_what_is_not_installed_is_missed_where_it_is_needed(
 
 
 def endpoint(name: str, role: Role, ranks: int) -> Endpoint:
-    urls = ("http://127.0.0.1:1",)
+    urls = (f"http://127.0.0.1:{ranks}",)
     return Endpoint(
         name, role, urls[0], ranks, "header", "tcp://127.0.0.1:2", "tcp://127.0.0.1:3", None, urls
     )
@@ -278,13 +279,11 @@ def test_sighup_reads_the_file_again_and_a_wrong_one_changes_nothing(file: Path)
             return [worker["name"] for worker in get(admin + "/workers")]
 
         assert workers() == ["a"]
-        file.write_text(GATEWAY + GATEWAY.replace('"a"', '"b"') + ADMIN)
+        file.write_text(GATEWAY + OTHER + ADMIN)
         process.send_signal(signal.SIGHUP)
         until(lambda: workers() == ["a", "b"])
         lines = iter(process.stderr.readline, "")
-        file.write_text(
-            GATEWAY + GATEWAY.replace('"a"', '"b"') + ADMIN + "[limits]\nretries = 9\n[slo]\nttft_s = 9\n"
-        )
+        file.write_text(GATEWAY + OTHER + ADMIN + "[limits]\nretries = 9\n[slo]\nttft_s = 9\n")
         process.send_signal(signal.SIGHUP)
         assert any("a restart is needed for: [slo], [limits]" in line for line in lines)
         file.write_text("nonsense = 1")

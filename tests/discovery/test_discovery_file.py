@@ -80,6 +80,12 @@ def test_a_file_of_llm_d_is_read_as_it_is(tmp_path):
             "instances[0]: unknown key rank: did you",
         ),
         ("e.json", JSON.replace("}]", "}," + JSON[1:]), "e.json: two engines are called 'a'"),
+        (
+            "e.json",
+            JSON.replace("}]", "}," + JSON[1:].replace('"a"', '"b"')),
+            "e.json: instance 'b': http://10.0.0.1:8000 is the address of 'a' already",
+        ),
+        ("e.json", "[" * 100_000, "e.json: not JSON: nested too deeply"),
         ("e.json", JSON.replace('"ranks": 4', '"role": "decode"'), "but the cluster is aggregated"),
         ("e.json", '{"endpoints": [{"name": "a", "address": "b", "port": "x"}]}', "endpoints[0]: port: "),
         (
@@ -142,6 +148,44 @@ def test_the_file_is_read_again_when_it_changes_and_a_wrong_one_keeps_the_last(t
     first, second = (record.getMessage() for record in caplog.records)
     assert first.startswith("engines not read again: ") and "not JSON" in first
     assert "cannot read the engines" in second
+
+
+def engine(name, **keys):
+    return {"name": name, "url": f"http://10.0.0.{ord(name) - 96}:8000"} | keys
+
+
+def test_a_wrong_entry_leaves_its_engine_as_it_was_and_keeps_no_other_out(tmp_path, caplog):
+    file = tmp_path / "engines.json"
+
+    def write(*entries):
+        new = tmp_path / "new"
+        new.write_text(json.dumps(entries))
+        new.replace(file)
+
+    async def check():
+        write(engine("a", ranks=4), engine("b"))
+        sets, source = asyncio.Queue(), create_source(config(file))
+        following = asyncio.create_task(source.follow(sets.put_nowait))
+        assert [each.name for each in (await sets.get()).instances] == ["a", "b"]
+        write(
+            engine("a", rank=5),
+            engine("c"),
+            engine("d", role="decode"),
+            engine("e", url="http://10.0.0.3:8000"),
+        )
+        found = {each.name: each.ranks for each in (await sets.get()).instances}
+        assert found == {"a": 4, "c": 1}
+        write(engine("a", ranks=5), engine("b"), {"url": "http://10.0.0.9:1"})  # whose is it?
+        while not any("missing key name" in each for each in caplog.messages):
+            await asyncio.sleep(0.001)
+        assert sets.empty()
+        following.cancel()
+
+    with caplog.at_level(logging.ERROR, "headway.discovery"):
+        asyncio.run(asyncio.wait_for(check(), 5.0))
+    left = [each for each in caplog.messages if each.startswith("an engine is left as it was: ")]
+    assert len(left) == 3
+    assert any("unknown key rank" in each for each in left)
 
 
 def test_a_changed_configmap_is_seen_through_its_link(tmp_path):

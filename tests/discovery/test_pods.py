@@ -113,7 +113,10 @@ def test_the_label_may_have_another_name():
 
 def test_sglang_prefill_engines_have_the_bootstrap_port_and_decode_engines_none():
     engine = {"dialect": "sglang", "bootstrap_port": 8998}
-    pods = [pod(role, labels={"llm-d.ai/role": role}) for role in ("prefill", "decode")]
+    pods = [
+        pod(role, ip, labels={"llm-d.ai/role": role})
+        for role, ip in (("prefill", "10.0.0.1"), ("decode", "10.0.0.2"))
+    ]
     found = {each.name: each for each in members(cluster=PD, engine=engine).update(pods, [8000]).instances}
     assert (found["prefill"].bootstrap_port, found["decode"].bootstrap_port) == (8998, None)
 

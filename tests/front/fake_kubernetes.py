@@ -182,7 +182,8 @@ def pool(name="llama", ports=(8000,), **labels):
     }
 
 
-def pod(name, ip="127.0.0.1", *, ready=True, leaving=False, app="vllm", **labels):
+def pod(name, ip=None, *, ready=True, leaving=False, app="vllm", **labels):
+    """Return a pod. Each has an address of its own: pod "a" is at 127.0.0.1, "b" at 127.0.0.2, and so on."""
     metadata = {"name": name, "labels": {"app": app} | labels}
     if leaving:
         metadata["deletionTimestamp"] = "2026-11-24T10:00:00Z"
@@ -190,5 +191,9 @@ def pod(name, ip="127.0.0.1", *, ready=True, leaving=False, app="vllm", **labels
     return {
         "kind": "Pod",
         "metadata": metadata,
-        "status": {"phase": "Running", "podIP": ip, "conditions": [condition]},
+        "status": {
+            "phase": "Running",
+            "podIP": ip or f"127.0.0.{(sum(name.encode()) - 96) % 250}",
+            "conditions": [condition],
+        },
     }

@@ -324,7 +324,7 @@ def test_what_is_forbidden_is_said_in_the_servers_words_and_tried_again(caplog):
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"<html>", b'{"kind": "List"}', b'{"metadata": {"resourceVersion": "1"}, "items": [{"no": 1}]}'],
+    [b"<html>", b'{"kind": "List"}', b'{"metadata": {"resourceVersion": "1"}, "items": 3}'],
 )
 def test_an_answer_that_is_none_is_one_line_and_tried_again(garbage, caplog, monkeypatch):
     sound = kube_api.Api.list
@@ -344,6 +344,81 @@ def test_an_answer_that_is_none_is_one_line_and_tried_again(garbage, caplog, mon
     run(check())
     (line,) = caplog.messages
     assert line.startswith("cannot watch /api/v1/namespaces/inference/pods: not a ") and "\n" not in line
+
+
+# Objects that cannot be read
+
+
+def unreadable(name, ip="10.0.0.9"):
+    return pod(name, ip) | {"status": None}
+
+
+def test_a_pod_that_cannot_be_read_keeps_no_other_out_and_is_named_once(caplog):
+    async def check():
+        async with FakeKubernetes() as server:
+            await server.put("inferencepools", pool())
+            await server.put("pods", pod("a"))
+            await server.put("pods", unreadable("odd"))  # in the list
+            async with following(server) as heard:
+                await until(lambda: heard.names == ["a"])
+                await server.put("pods", unreadable("odd2"))  # as events
+                await server.put("pods", unreadable("odd"))
+                await server.put("pods", pod("b"))
+                await until(lambda: heard.names == ["a", "b"])
+                await server.put("pods", pod("odd", "10.0.0.9"))
+                await until(lambda: heard.names == ["a", "b", "odd"])
+                await server.delete("pods", "odd2")
+                await server.put("pods", pod("c"))
+                await until(lambda: heard.names == ["a", "b", "c", "odd"])
+            assert len(server.lists("pods")) == 1
+
+    run(check())
+    named = [each.object for each in caplog.records if "cannot be read" in each.getMessage()]
+    assert named == ["odd", "odd2"]
+
+
+def test_a_pod_that_cannot_be_read_any_more_stays_what_it_was():
+    async def check():
+        async with FakeKubernetes() as server:
+            await server.put("inferencepools", pool())
+            await server.put("pods", pod("a"))
+            async with following(server) as heard:
+                await until(lambda: heard.names == ["a"])
+                await server.put("pods", unreadable("a"))
+                await server.put("pods", pod("b"))
+                await until(lambda: heard.names == ["a", "b"])
+
+    run(check())
+
+
+def test_a_pool_that_cannot_be_read_leaves_its_engines_as_they_are():
+    async def check():
+        async with FakeKubernetes() as server:
+            await server.put("inferencepools", pool())
+            await server.put("pods", pod("a"))
+            async with following(server) as heard:
+                await until(lambda: heard.names == ["a"])
+                await server.put("inferencepools", pool() | {"spec": None})
+                await server.put("pods", pod("b"))
+                await until(lambda: heard.names == ["a", "b"])
+                assert not heard.draining
+
+    run(check())
+
+
+def test_two_pods_at_one_address_are_one_engine(caplog):
+    async def check():
+        async with FakeKubernetes() as server:
+            await server.put("inferencepools", pool())
+            await server.put("pods", pod("a", "10.0.0.1"))
+            async with following(server) as heard:
+                await until(lambda: heard.names == ["a"])
+                await server.put("pods", pod("twin", "10.0.0.1"))
+                await server.put("pods", pod("b"))
+                await until(lambda: heard.names == ["a", "b"])
+
+    run(check())
+    assert [each.pod for each in caplog.records if each.getMessage() == "pod left out"] == ["twin"]
 
 
 # Who we are
@@ -471,7 +546,7 @@ def test_a_gateway_serves_from_the_pods_of_a_pool_and_drains_those_that_leave():
                 await until(lambda: not front.workers.named("a").draining)
                 assert await chat(client) == 200
                 await server.put("inferencepools", pool(ports=(second.port,)))
-                await until(lambda: front.workers.named("a").spec.url == second.url)
+                await until(lambda: [each.spec.url for each in front.workers] == [second.url])
                 await until(front.workers.ready)
                 assert (await chat(client), second.requests) == (200, 1)
                 await server.delete("pods", "a")

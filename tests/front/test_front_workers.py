@@ -143,11 +143,46 @@ def test_a_reload_changes_the_workers_to_those_of_the_file():
 
 def test_a_reload_to_other_pools_changes_nothing():
     async def check():
-        async with StandIn() as engine, gateway([engine]) as (front, client):
-            pair = [{"name": role[0], "url": engine.url, "role": role} for role in ("prefill", "decode")]
+        async with StandIn() as engine, StandIn() as other, gateway([engine]) as (front, client):
+            pair = [
+                {"name": role[0], "url": each.url, "role": role}
+                for role, each in (("prefill", engine), ("decode", other))
+            ]
             with pytest.raises(ConfigError, match="the cluster is aggregated"):
                 await front.reload(GatewayConfig.parse({"instances": pair}))
             assert [worker.name for worker in front.workers] == ["engine-0"]
+            assert (await chat(client))[0] == 200
+
+    run(check())
+
+
+def test_an_engine_is_not_added_a_second_time_under_another_name():
+    async def check():
+        async with StandIn() as engine, gateway([engine], admin=ADMIN) as (front, _):
+            twin = {"name": "twin", "url": engine.url + "/"}
+            async with (
+                aiohttp.ClientSession(front.admin_url) as admin,
+                admin.post("/workers", json=twin) as answer,
+            ):
+                assert answer.status == 400
+                assert f"{engine.url} is the address of 'engine-0' already" in await answer.text()
+            assert [worker.name for worker in front.workers] == ["engine-0"]
+
+    run(check())
+
+
+def test_a_reload_may_give_an_engine_another_name():
+    async def check():
+        async with StandIn() as engine, StandIn() as other, gateway([engine, other]) as (front, client):
+            renamed = [{"name": "new", "url": engine.url}, {"name": "engine-1", "url": other.url}]
+            await front.reload(GatewayConfig.parse({"instances": renamed}))
+            assert sorted(worker.name for worker in front.workers) == ["engine-1", "new"]
+            swapped = [{"name": "new", "url": other.url}, {"name": "engine-1", "url": engine.url}]
+            await front.reload(GatewayConfig.parse({"instances": swapped}))
+            assert {worker.name: worker.spec.url for worker in front.workers} == {
+                "new": other.url,
+                "engine-1": engine.url,
+            }
             assert (await chat(client))[0] == 200
 
     run(check())
@@ -291,8 +326,8 @@ def test_other_sites_pages_cannot_steer_a_gateway_without_a_token(monkeypatch):
 
 def test_a_worker_is_added_by_what_says_it_is_json():
     async def check():
-        async with StandIn() as engine, gateway([engine], admin=ADMIN) as (front, _):
-            spec = json.dumps({"name": "new", "url": engine.url})
+        async with StandIn() as engine, StandIn() as other, gateway([engine], admin=ADMIN) as (front, _):
+            spec = json.dumps({"name": "new", "url": other.url})
             async with aiohttp.ClientSession(front.admin_url) as admin:
                 for kind, status in (("text/plain", 415), ("application/json; charset=utf-8", 201)):
                     async with admin.post("/workers", data=spec, headers={"Content-Type": kind}) as answer:

@@ -64,6 +64,20 @@ AGGREGATED = {"name": "a", "url": "http://h:1"}
 SGLANG = {"dialect": "sglang", "url": "http://h:1"}
 
 WRONG = [
+    (
+        {"instances": [{"name": "a", "url": "http://h"}, {"name": "b", "url": "http://H:80/"}]},
+        r"instance 'b': http://H:80 is the address of 'a' already: an engine has one name",
+    ),
+    (
+        {
+            "instances": [
+                {"name": "a", "url": "http://h:1", "ranks": 4, "rank_by": "port"},
+                {"name": "b", "url": "http://h:3"},
+            ]
+        },
+        r"instance 'b': http://h:3 is the address of 'a' already",
+    ),
+    ({"limits": {"queue_timeout_s": 1e300}}, r"limits\.queue_timeout_s: .*less than or equal to 604800"),
     ({"sever": {}}, r"unknown key sever: did you mean 'server'\?"),
     ({"limits": {"retrys": 1}}, r"unknown key limits\.retrys: did you mean 'retries'\?"),
     ({"instances": [AGGREGATED | {"ulr": ""}]}, r"unknown key instances\[0\]\.ulr: did you mean 'url'\?"),
@@ -146,7 +160,7 @@ def test_a_file_that_is_missing_or_no_toml(tmp_path):
 def test_sglang_in_two_pools_gets_both_legs_at_once():
     pair = [
         SGLANG | {"name": "p", "role": "prefill", "bootstrap_port": 8998},
-        SGLANG | {"name": "d", "role": "decode"},
+        SGLANG | {"name": "d", "role": "decode", "url": "http://h:2"},
     ]
     config = GatewayConfig.parse({"instances": pair})
     assert config.both_legs_at_once and isinstance(create_policy(config).groups[0].policy, Paired)

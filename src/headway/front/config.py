@@ -14,6 +14,7 @@ import ipaddress
 import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -27,9 +28,11 @@ from headway.core.complaints import Location, complaint
 from headway.core.errors import ConfigError
 from headway.core.events import InstanceUp, Role
 from headway.core.request import Slo
+from headway.front.addresses import Addresses
 
 __all__ = [
     "AdminSpec",
+    "Count",
     "Dialect",
     "DiscoverySpec",
     "DoorSpec",
@@ -44,8 +47,11 @@ __all__ = [
     "MetricsSpec",
     "PolicySpec",
     "Port",
+    "Seconds",
+    "SecondsOrNone",
     "SloSpec",
     "Spec",
+    "Times",
     "TlsSpec",
     "Url",
     "is_loopback",
@@ -106,6 +112,18 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 #: Where somebody else listens.
 KnownPort = Annotated[int, Field(ge=1, le=65535)]
 
+#: The longest duration that is believed: a week. Timers and Envoy's durations overflow far beyond it.
+MOST_SECONDS = 604_800.0
+#: The largest number of things that is believed; it still is a whole number as a float.
+MOST_COUNT = 1 << 50
+#: A duration in seconds that is more than none, or may be none.
+Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
+SecondsOrNone = Annotated[float, Field(ge=0, le=MOST_SECONDS)]
+#: A number of things, at least one.
+Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
+#: How often something is done, in a row or again.
+Times = Annotated[int, Field(ge=1, le=1_000_000)]
+
 
 class DoorSpec(Spec):
     """The public side. `models`: names served; empty: what the engines say.
@@ -117,8 +135,8 @@ class DoorSpec(Spec):
     host: str = "127.0.0.1"
     models: tuple[str, ...] = ()
     tokenizer: Path | None = None
-    max_prompt_tokens: int | None = Field(default=None, ge=1)
-    drain_timeout_s: float = Field(default=30.0, ge=0)
+    max_prompt_tokens: Count | None = None
+    drain_timeout_s: SecondsOrNone = 30.0
 
 
 class InstanceSpec(Spec):
@@ -138,10 +156,10 @@ class InstanceSpec(Spec):
     rank_by: Literal["header", "port"] = "header"
     ports: tuple[KnownPort, ...] | None = None
     lockstep: bool = True
-    chunk_tokens: int = Field(default=8192, ge=1)
-    kv_blocks: int | None = Field(default=None, ge=1)
-    block_tokens: int = Field(default=16, ge=1)
-    max_running: int | None = Field(default=None, ge=1)
+    chunk_tokens: Count = 8192
+    kv_blocks: Count | None = None
+    block_tokens: Count = 16
+    max_running: Count | None = None
     events: ZmqAddress | None = None
     snapshots: ZmqAddress | None = None
     bootstrap_port: KnownPort | None = None
@@ -160,6 +178,10 @@ class InstanceSpec(Spec):
         if in_a_row and (urlsplit(self.url).port or 0) + self.ranks > 65536:
             raise ValueError("rank_by 'port' needs a url with a port that has room for every rank")
         return self
+
+    def urls(self) -> list[str]:
+        """Return the URL of each rank, the same one once."""
+        return list(dict.fromkeys(self.rank_url(rank) for rank in range(self.ranks)))
 
     def rank_url(self, rank: int) -> str:
         """Return where a rank listens."""
@@ -197,10 +219,10 @@ class EngineSpec(Spec):
     dialect: Dialect = "vllm"
     ranks: int = Field(default=1, ge=1, le=1024)
     lockstep: bool = True
-    chunk_tokens: int = Field(default=8192, ge=1)
-    kv_blocks: int | None = Field(default=None, ge=1)
-    block_tokens: int = Field(default=16, ge=1)
-    max_running: int | None = Field(default=None, ge=1)
+    chunk_tokens: Count = 8192
+    kv_blocks: Count | None = None
+    block_tokens: Count = 16
+    max_running: Count | None = None
     events_port: KnownPort | None = None
     snapshots_port: KnownPort | None = None
     bootstrap_port: KnownPort | None = None
@@ -225,7 +247,7 @@ class DiscoverySpec(Spec):
     engine: EngineSpec = EngineSpec()
     prefill: EngineSpec | None = None
     decode: EngineSpec | None = None
-    interval_s: float = Field(default=1.0, gt=0)
+    interval_s: Seconds = 1.0
     api_server: Url | None = None
     token_file: Path | None = None
     ca_file: Path | None = None
@@ -321,8 +343,8 @@ class PolicySpec(Spec):
 class SloSpec(Spec):
     """Targets of requests that name none."""
 
-    ttft_s: float = Field(default=2.0, gt=0)
-    tpot_s: float = Field(default=0.05, gt=0)
+    ttft_s: Seconds = 2.0
+    tpot_s: Seconds = 0.05
 
     def slo(self) -> Slo:
         """Return the targets as the core has them."""
@@ -339,20 +361,20 @@ class LimitsSpec(Spec):
     the decode engine would read what others have written there.
     """
 
-    buffer_requests: int = Field(default=20_000, ge=1)
-    buffer_tokens: int = Field(default=200_000_000, ge=1)
-    buffer_bytes: int = Field(default=1 << 30, ge=1)
-    concurrent_requests: int | None = Field(default=None, ge=1)
-    rate_limit_rps: float | None = Field(default=None, gt=0)
-    max_body_bytes: int = Field(default=32 << 20, ge=1)
-    header_timeout_s: float = Field(default=10.0, gt=0)
-    body_timeout_s: float = Field(default=30.0, gt=0)
-    queue_timeout_s: float = Field(default=120.0, gt=0)
-    connect_timeout_s: float = Field(default=3.0, gt=0)
-    first_byte_timeout_s: float = Field(default=300.0, gt=0)
-    idle_timeout_s: float = Field(default=120.0, gt=0)
-    kv_lease_s: float = Field(default=25.0, gt=0)
-    retries: int = Field(default=2, ge=0)
+    buffer_requests: Count = 20_000
+    buffer_tokens: Count = 200_000_000
+    buffer_bytes: Count = 1 << 30
+    concurrent_requests: Count | None = None
+    rate_limit_rps: float | None = Field(default=None, gt=0, le=1e9)
+    max_body_bytes: int = Field(default=32 << 20, ge=1, le=1 << 30)
+    header_timeout_s: Seconds = 10.0
+    body_timeout_s: Seconds = 30.0
+    queue_timeout_s: Seconds = 120.0
+    connect_timeout_s: Seconds = 3.0
+    first_byte_timeout_s: Seconds = 300.0
+    idle_timeout_s: Seconds = 120.0
+    kv_lease_s: Seconds = 25.0
+    retries: int = Field(default=2, ge=0, le=1_000)
     retry_budget: float = Field(default=0.2, ge=0, le=1)
 
 
@@ -360,11 +382,11 @@ class HealthSpec(Spec):
     """Active health checks. After each ejection the instance must pass twice as many, up to `return_most`."""
 
     path: str = Field(default="/health", pattern=r"^/")
-    interval_s: float = Field(default=2.0, gt=0)
-    timeout_s: float = Field(default=2.0, gt=0)
-    eject_after: int = Field(default=3, ge=1)
-    return_after: int = Field(default=1, ge=1)
-    return_most: int = Field(default=16, ge=1)
+    interval_s: Seconds = 2.0
+    timeout_s: Seconds = 2.0
+    eject_after: Times = 3
+    return_after: Times = 1
+    return_most: Times = 16
 
 
 class InferenceSpec(Spec):
@@ -374,8 +396,8 @@ class InferenceSpec(Spec):
     decoding engines is scraped; 0: only when the policy asks.
     """
 
-    gather_s: float = Field(default=0.003, ge=0)
-    scrape_interval_s: float = Field(default=2.0, ge=0)
+    gather_s: SecondsOrNone = 0.003
+    scrape_interval_s: SecondsOrNone = 2.0
 
 
 class AdminSpec(Spec):
@@ -458,7 +480,7 @@ class FrontConfig(Spec):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         names = [each.name for each in self.instances]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        twice = next((name for name, times in Counter(names).items() if times > 1), None)
         if twice is not None:
             raise ValueError(f"two instances are called {twice!r}")
         if self.instances and self.discovery is not None:
@@ -468,6 +490,7 @@ class FrontConfig(Spec):
             object.__setattr__(self, "disaggregated", split)
         for each in self.instances:
             self.check_instance(each)
+        Addresses(self.instances)
         self._check_pools()
         self._check_binds()
         return self

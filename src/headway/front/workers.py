@@ -34,6 +34,7 @@ from headway.core.events import (
     Role,
     Snapshot,
 )
+from headway.front.addresses import Addresses
 from headway.front.config import FrontConfig, InstanceSpec
 from headway.front.driver import CallAt
 from headway.front.events import Listener
@@ -91,6 +92,7 @@ class Workers:
         self._headers = engine_headers or {}
         self._fence = fence
         self._workers: dict[str, Worker] = {}
+        self._addresses = Addresses()
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._kicks: dict[str, asyncio.Event] = {}
         self._errands: set[asyncio.Task[Any]] = set()
@@ -160,6 +162,7 @@ class Workers:
         if spec.name in self._workers:
             raise ConfigError(f"there is a worker {spec.name!r} already")
         self.config.check_instance(spec)
+        self._addresses.claim(spec)
         worker = self._workers[spec.name] = Worker(spec)
         worker.inference = Inference(
             worker,
@@ -230,10 +233,15 @@ class Workers:
         async with self._reconciling:  # another may still drain
             wanted = {spec.name: spec for spec in instances}
             known = {worker.name: worker.spec for worker in self}
-            new = [spec for name, spec in wanted.items() if name not in known]
             old = [name for name, spec in known.items() if wanted.get(name) != spec]
-            await _all(self.add(spec) for spec in new)
-            await _all(self._replace(name, wanted.get(name), timeout_s) for name in old)
+            new = {name: spec for name, spec in wanted.items() if known.get(name) != spec}
+            # An address that goes from one name to another: the one that had it has to be gone first.
+            last = [spec for name, spec in new.items() if self._addresses.owners(spec) - {name}]
+            for spec in last:
+                del new[spec.name]
+            await _all(self.add(spec) for name, spec in new.items() if name not in known)
+            await _all(self._replace(name, new.get(name), timeout_s) for name in old)
+            await _all(self.add(spec) for spec in last)
 
     async def _replace(self, name: str, spec: InstanceSpec | None, timeout_s: float) -> None:
         if name in self._workers:
@@ -247,6 +255,7 @@ class Workers:
 
     async def _forget(self, name: str) -> None:
         worker = self._workers.pop(name)
+        self._addresses.release(worker.spec)
         self._kicks.pop(name, None)
         watch = self._watches.pop(name, None)
         if watch is not None and watch is not asyncio.current_task():

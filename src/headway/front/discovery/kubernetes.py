@@ -4,7 +4,9 @@ Rule 1. List, then watch from there. A watch that ends goes on where it was; one
         an error nobody knows, lists anew.
 Rule 2. What fails is tried again, later each time, up to half a minute. One line says what is wrong, when it
         begins to be; one that it is over.
-Rule 3. A pool that is deleted leaves its engines draining: what streams goes on, and if the pool comes back
+Rule 3. Every object is read by itself. One that cannot be read is named in one line and stays what it was: a
+        single pod of an odd shape keeps no other out.
+Rule 4. A pool that is deleted leaves its engines draining: what streams goes on, and if the pool comes back
         nothing was lost.
 """
 
@@ -91,6 +93,10 @@ class _Versioned(msgspec.Struct):
     metadata: _ListMetadata
 
 
+class _Named(msgspec.Struct):
+    metadata: _Metadata
+
+
 class _Failure(msgspec.Struct):
     code: int = 0
     message: str = ""
@@ -119,6 +125,7 @@ class Watch(Generic[_T]):
         self._version: str | None = None
         self._begun = False
         self._problem: str | None = None
+        self._unreadable: dict[str, str] = {}  # name of an object → what is wrong with it
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -158,8 +165,9 @@ class Watch(Generic[_T]):
 
     async def _list(self) -> None:
         found = _decode(await self._api.list(self._path, self._params), _List)
-        objects = [_decode(item, self._kind) for item in found.items]
-        self._objects = {each.metadata.name: each for each in objects}
+        objects = dict(each for item in found.items if (each := self._read(item)) is not None)
+        self._objects = {name: each for name, each in objects.items() if each is not None}
+        self._unreadable = {name: why for name, why in self._unreadable.items() if name in objects}
         self._version = found.metadata.resource_version
         self._changed(self._objects)
 
@@ -168,16 +176,40 @@ class Watch(Generic[_T]):
         if event.type == "ERROR":
             failure = _decode(event.object, _Failure)
             raise ApiError(failure.code or 500, f"{failure.code} {failure.message}")
+        version = _decode(event.object, _Versioned).metadata.resource_version
         if event.type == "BOOKMARK":
-            self._version = _decode(event.object, _Versioned).metadata.resource_version
+            self._version = version
             return
-        changed = _decode(event.object, self._kind)
         if event.type == "DELETED":
-            self._objects.pop(changed.metadata.name, None)
-        else:
-            self._objects[changed.metadata.name] = changed
-        self._version = changed.metadata.resource_version
+            name = _decode(event.object, _Named).metadata.name
+            self._objects.pop(name, None)
+            self._unreadable.pop(name, None)
+        elif (read := self._read(event.object)) is not None and read[1] is not None:
+            self._objects[read[0]] = read[1]
+        self._version = version
         self._changed(self._objects)
+
+    def _read(self, data: msgspec.Raw) -> tuple[str, _T | None] | None:
+        """Return an object by its name; as it was, if it cannot be read; None for one without a name."""
+        try:
+            name = str(_decode(data, _Named).metadata.name)
+        except ApiError as error:
+            self._leave_out("", str(error))
+            return None
+        try:
+            read: _T = _decode(data, self._kind)
+        except ApiError as error:
+            self._leave_out(name, str(error))
+            return name, self._objects.get(name)
+        self._unreadable.pop(name, None)
+        return name, read
+
+    def _leave_out(self, name: str, why: str) -> None:
+        """Say once what is wrong with an object."""
+        if self._unreadable.get(name) != why:
+            extra = {"object": name or "without a name", "reason": why}
+            log.warning("an object of %s cannot be read", self._path, extra=extra)
+        self._unreadable[name] = why
 
     def _say(self, problem: str) -> None:
         if problem != self._problem:

@@ -18,6 +18,7 @@ import msgspec
 
 from headway.core.errors import ConfigError
 from headway.core.events import Role
+from headway.front.addresses import Addresses
 from headway.front.config import DiscoverySpec, EngineSpec, InstanceSpec, parse_instance
 from headway.front.discovery.contract import Found
 
@@ -100,7 +101,7 @@ class Members:
         new = {name for name, pod in there.items() if pod.ready and not pod.leaving}
         self._joined = (self._joined & there.keys()) | new
         self._known = {name: self._read(there[name], tuple(ports)) for name in sorted(self._joined)}
-        read = {name: instance for name, (_, _, instance) in self._known.items()}
+        read = _distinct({name: instance for name, (_, _, instance) in self._known.items()})
         self.misfits = {name: why for name, why in read.items() if isinstance(why, str)}
         members = {name: instance for name, instance in read.items() if isinstance(instance, InstanceSpec)}
         draining = frozenset(instance.name for name, instance in members.items() if name not in new)
@@ -122,6 +123,20 @@ class Members:
         instance = instance_of(self._spec, name, pod.status.pod_ip, _active(pod, ports), labels, where=where)
         self._fits(instance)
         return instance
+
+
+def _distinct(read: dict[str, InstanceSpec | str]) -> dict[str, InstanceSpec | str]:
+    """Return what the pods are, with the reason in place of one that has an address of another's."""
+    taken = Addresses()
+    distinct: dict[str, InstanceSpec | str] = {}
+    for name, instance in read.items():
+        distinct[name] = instance
+        if isinstance(instance, InstanceSpec):
+            try:
+                taken.claim(instance)
+            except ConfigError as error:
+                distinct[name] = f"pod {name}: {error}"
+    return distinct
 
 
 def instance_of(

@@ -30,6 +30,7 @@ from headway.front.config import (
     InstanceSpec,
     MetricsSpec,
     Port,
+    Seconds,
     SloSpec,
     Spec,
 )
@@ -74,7 +75,7 @@ class AccountingSpec(Spec):
     """
 
     by: Literal["access-log", "response", "events"] = "access-log"
-    forget_after_s: float = Field(default=1800.0, gt=0)
+    forget_after_s: Seconds = 1800.0
 
 
 class SecureSpec(Spec):
@@ -95,8 +96,8 @@ class ObjectiveSpec(Spec):
     """What requests get that name this objective (`x-llm-d-inference-objective`), unless they say more."""
 
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
-    ttft_s: float | None = Field(default=None, gt=0)
-    tpot_s: float | None = Field(default=None, gt=0)
+    ttft_s: Seconds | None = None
+    tpot_s: Seconds | None = None
 
     def over(self, slo: SloSpec) -> SloSpec:
         """Return the targets of requests that name none."""

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from headway.front.config import Dialect, DoorSpec, FrontConfig, Port, Spec, TlsSpec, Url
+from headway.front.config import Count, Dialect, DoorSpec, FrontConfig, Port, Spec, TlsSpec, Url
 
 __all__ = [
     "AuthSpec",
@@ -95,7 +95,7 @@ class WorkerApiSpec(Spec):
     open: bool = False
     dialect: Dialect = "vllm"
     ranks: int = Field(default=1, ge=1, le=1024)
-    chunk_tokens: int = Field(default=8192, ge=1)
+    chunk_tokens: Count = 8192
 
 
 class GatewayConfig(FrontConfig):
