@@ -1,28 +1,79 @@
-"""Decides whether there is room for one more request: what waits is bounded in requests, tokens and bytes."""
+"""Admission control: bound the requests, prompt tokens and body bytes that wait, and the retries."""
 
 from collections.abc import Callable
 
 from headway.front.config import LimitsSpec
 from headway.front.errors import overloaded
 
-__all__ = ["Buffer", "RetryBudget"]
+__all__ = ["Buffer", "ByteBudget", "ReceivedBytes", "RetryBudget"]
+
+
+class ByteBudget:
+    """Count the bytes of request bodies in memory, those still arriving included, against one bound."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.used = 0
+
+    def take(self, size: int) -> None:
+        """Count bytes in. Raises Refusal (429, `buffer_bytes`) and counts nothing when they do not fit."""
+        if self.used + size > self.most_bytes:
+            raise overloaded("buffer_bytes", f"The buffer is full: {self.used} of {self.most_bytes} bytes.")
+        self.used += size
+
+    def give(self, size: int) -> None:
+        """Count bytes out."""
+        self.used -= size
+
+
+class ReceivedBytes:
+    """The bytes counted for one body while it arrives. Safe to `release` more than once."""
+
+    __slots__ = ("_budget", "size")
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        """Count bytes that were just received. Raises Refusal (429) when the budget is spent."""
+        self._budget.take(size)
+        self.size += size
+
+    def release(self) -> None:
+        """Count the body out: it is dropped, or `Buffer.admit` counts it from here on."""
+        size, self.size = self.size, 0
+        self._budget.give(size)
 
 
 class Buffer:
-    """What was taken in and is not dispatched. Every `enter` is undone by one `leave`."""
+    """Requests that were admitted and are not dispatched. Every `enter` is undone by one `leave`.
+
+    `budget`: the bytes of their bodies and of those that are still arriving.
+    """
 
     def __init__(self, limits: LimitsSpec, clock: Callable[[], float]) -> None:
         self._limits = limits
         self._clock = clock
+        self.budget = ByteBudget(limits.buffer_bytes)
         self.requests = 0
         self.tokens = 0
-        self.bytes = 0
         self.in_flight = 0
         self._tickets = 1.0  # of the rate limit: a second's worth at most
         self._counted_s = clock()
 
-    def admit(self, tokens: int, size: int) -> None:
-        """Count a new request in. Raises Refusal (429), naming the bound it would break."""
+    @property
+    def bytes(self) -> int:
+        """The bytes of bodies that arrive or wait."""
+        return self.budget.used
+
+    def admit(self, tokens: int, size: int, received: ReceivedBytes | None = None) -> None:
+        """Count a new request in. Raises Refusal (429), naming the bound it would break.
+
+        `received`: the bytes counted while its body arrived; this count takes their place.
+        """
+        if received is not None:
+            received.release()
         limits = self._limits
         if limits.concurrent_requests is not None and self.in_flight >= limits.concurrent_requests:
             raise overloaded("too_many_requests", f"{self.in_flight} requests are being served already.")
@@ -41,13 +92,13 @@ class Buffer:
         """Count a request as waiting (again)."""
         self.requests += 1
         self.tokens += tokens
-        self.bytes += size
+        self.budget.used += size
 
     def leave(self, tokens: int, size: int) -> None:
         """Count it as dispatched, or gone."""
         self.requests -= 1
         self.tokens -= tokens
-        self.bytes -= size
+        self.budget.give(size)
 
     def done(self) -> None:
         """Count a request out for good."""

@@ -9,6 +9,7 @@ from email.utils import formatdate
 from time import time
 
 from headway.core.errors import ConfigError
+from headway.front.buffer import ByteBudget
 from headway.front.errors import Refusal
 from headway.front.protocol import Connection, Handler
 
@@ -35,7 +36,8 @@ def most_connections() -> int:
 class Listener:
     """One address. `draining`: every answer is the last of its connection.
 
-    `on_refused` hears of what was refused before there was a request to handle.
+    `on_refused` hears of what was refused before there was a request to handle. `budget` counts the bytes of
+    all bodies; several listeners may share one.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Listener:
         *,
         header_timeout_s: float,
         most_body_bytes: int,
+        budget: ByteBudget | None = None,
         on_refused: Callable[[Refusal], None] = lambda refusal: None,
     ) -> None:
         self.handler = handler
@@ -51,6 +54,7 @@ class Listener:
         self.header_timeout_s = header_timeout_s
         self.keep_alive_s = KEEP_ALIVE_S
         self.most_body_bytes = most_body_bytes
+        self.budget = budget or ByteBudget(sys.maxsize)
         self.most_connections = most_connections()
         self.connections: set[Connection] = set()
         self.draining = False

@@ -1,28 +1,31 @@
-"""One client's connection: HTTP/1.1 on an asyncio protocol with httptools' parser.
+"""One client's connection: answer its HTTP/1.1 requests in order, on an asyncio protocol.
 
-aiohttp's server took a third of the gateway's time per request, and lacked what a front door needs: an end
-to headers that come a byte at a time, and errors in one shape. The rules:
+aiohttp's server took a third of the gateway's time per request, and lacks an end to headers that come a
+byte at a time and errors in one shape. `framing.py` finds the requests in the bytes. The rules here:
 
 Rule 1. Requests of a connection are handled one after the other; a client that goes away (or only shuts
         its sending side) cancels the one that is handled, and those behind it.
-Rule 2. Every size is bounded: a header field, their number, the head, the trailer, the body. A client that
-        sends its next request without waiting for the answer is read no further until it has it.
-Rule 3. An answer that cannot be whole ends the connection, so that nobody takes it for the whole.
+Rule 2. Every size is bounded, and every byte of a body counts against the budget of all connections as soon
+        as it is there. A client that sends its next request without waiting for the answer is read no
+        further until it has it.
+Rule 3. An answer that cannot be whole ends the connection, so that no client takes it for the whole.
+Rule 4. Nothing waits for the cycle collector: what refers to each other is taken apart when a request or a
+        connection ends, since a body that lives a little longer is megabytes.
 """
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NoReturn, cast
-from urllib.parse import parse_qsl, unquote
+from typing import TYPE_CHECKING, cast
+from urllib.parse import parse_qsl
 
-import httptools
 import orjson
 
+from headway.front.buffer import ReceivedBytes
 from headway.front.errors import Refusal
+from headway.front.framing import Head, RequestReader
 
 if TYPE_CHECKING:
     from headway.front.listener import Listener
@@ -38,8 +41,6 @@ __all__ = [
     "refused",
 ]
 
-#: Bytes of one header field, and fields of one request; of all together with the request line.
-MOST_FIELD_BYTES, MOST_FIELDS, MOST_HEAD_BYTES = 16_384, 100, 65_536
 #: Whoever is refused before its body is read whole may go on sending for so long, or it would see a reset
 #: connection in place of the answer.
 LINGER_S = 1.0
@@ -47,21 +48,6 @@ LINGER_S = 1.0
 _log = logging.getLogger(__name__)
 _NO_BODY = (204, 304)
 _STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n" for each in HTTPStatus}
-
-
-@lru_cache(maxsize=256)
-def _split(url: bytes) -> tuple[str, str, str]:
-    """Split a target into path, decoded, query, and both as they came. Raises HttpParserInvalidURLError."""
-    parts = httptools.parse_url(url)
-    path = (parts.path or b"/").decode("latin-1")
-    query = "" if parts.query is None else parts.query.decode("latin-1")
-    return unquote(path) if "%" in path else path, query, f"{path}?{query}" if query else path
-
-
-@lru_cache(maxsize=256)
-def _lower(name: bytes) -> str:
-    """Return a header's name in lower case."""
-    return name.decode("latin-1").lower()
 
 
 class HttpResponse:
@@ -89,13 +75,14 @@ class HttpRequest:
     """A client's request, whose head is read; names of headers are in lower case.
 
     `path` is decoded; `target` is path and query as they came. `complete`: the body is there.
-    `answer_headers` go with the answer, whatever it is.
+    `answer_headers` go with the answer, whatever it is. `received`: the bytes counted for the body.
+    `upgrades`: the client offers another protocol, in its `Upgrade` header.
     """
 
     __slots__ = (
+        "__weakref__",
         "_body",
         "_problem",
-        "_size",
         "_waiter",
         "answer_headers",
         "complete",
@@ -106,20 +93,21 @@ class HttpRequest:
         "old",
         "path",
         "query_string",
+        "received",
         "target",
+        "upgrades",
     )
 
-    def __init__(self, connection: "Connection", method: str, url: bytes, headers: dict[str, str]) -> None:
+    def __init__(self, connection: "Connection", head: Head, received: ReceivedBytes) -> None:
         self.connection = connection
-        self.method = method
-        self.headers = headers
+        self.received = received
+        self.method = head.method
+        self.headers = head.fields
+        self.path, self.query_string, self.target = head.path, head.query, head.target
+        self.keep_alive, self.old, self.upgrades = head.keep_alive, head.old, head.upgrades
         self.answer_headers: Mapping[str, str] = {}
-        self.path, self.query_string, self.target = _split(url)
         self.complete = False
-        self.keep_alive = False
-        self.old = False
-        self._body: list[bytes] = []
-        self._size = 0
+        self._body: bytes | bytearray = b""
         self._problem: Refusal | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -129,26 +117,43 @@ class HttpRequest:
         return dict(parse_qsl(self.query_string, keep_blank_values=True))
 
     async def read(self) -> bytes:
-        """Return the whole body. Raises Refusal: 413 when it is too large, 400 when it is malformed."""
+        """Return the whole body. Raises Refusal: 413 when it is too large, 429 when there is no room for it,
+        400 when it is malformed.
+        """
         if not self.complete and self._problem is None:
-            if self.headers.get("expect", "").lower() == "100-continue":
+            if self.headers.get("expect", "").lower() == "100-continue" and not self.old:
                 self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._problem is not None:
             raise self._problem
-        return self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        if type(self._body) is not bytes:
+            self._body = bytes(self._body)
+        return self._body
 
     # What the connection calls
 
     def receive(self, piece: bytes, most_bytes: int) -> None:
         """Take a piece of the body."""
-        self._size += len(piece)
-        if self._size <= most_bytes:
-            self._body.append(piece)
-        elif self._problem is None:
-            self._body.clear()
-            self.fail(Refusal(413, "body_too_large", f"The body is larger than {most_bytes} bytes."))
+        if self._problem is not None:
+            return
+        received = self.received
+        try:
+            if received.size + len(piece) > most_bytes:
+                raise Refusal(413, "body_too_large", f"The body is larger than {most_bytes} bytes.")
+            received.add(len(piece))
+        except Refusal as problem:
+            self.release()
+            self.fail(problem.with_traceback(None))
+            return
+        # One object, however small the pieces are: each would weigh some 50 bytes more than it counts.
+        if not self._body:
+            self._body = piece
+        elif type(self._body) is bytes:
+            self._body = bytearray(self._body)
+            self._body += piece
+        else:
+            self._body += piece
 
     def end(self) -> None:
         """The body is whole."""
@@ -159,6 +164,12 @@ class HttpRequest:
         """The body will not be whole."""
         self._problem = problem
         self._wake()
+
+    def release(self) -> None:
+        """Drop the body, and the problem, whose traceback refers to those who read."""
+        self._body = b""
+        self._problem = None
+        self.received.release()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -181,19 +192,14 @@ class Connection(asyncio.Protocol):
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpRequestParser(self)
+        self._reader: RequestReader | None = RequestReader(self)
         self.task: asyncio.Task[None] | None = None
         self._queue: deque[HttpRequest | Refusal] = deque()
         self._reading: HttpRequest | None = None  # whose body is under way
         self._current: HttpRequest | None = None  # that is handled
-        # What is being read, and whether the bytes that came last held something else too
-        self._in_head = self._in_trailer = self._mixed = False
-        self._url = b""
-        self._fields: dict[str, str] = {}
-        self._field_count = self._head_bytes = 0
-        self._problem: Refusal | None = None
         self._deaf = False  # whatever comes is dropped
         self._unread = False  # reading is paused
+        self._parked = b""  # came, and is not parsed yet
         self._writable: asyncio.Future[None] | None = None  # while the client is behind
 
     # What asyncio calls
@@ -212,28 +218,37 @@ class Connection(asyncio.Protocol):
         """Parse what came."""
         if self._deaf:
             return
-        self._mixed = False
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:  # to HTTP/2 or a socket: we stay with what we are
-            self._parser = httptools.HttpRequestParser(self)
-            if rest := data[upgrade.args[0] :]:
-                self.data_received(rest)
-        except httptools.HttpParserError as error:
-            self._broken(self._problem or Refusal(400, "bad_http", f"Not an HTTP request: {error}."))
+        if self._parked:
+            self._parked += data
         else:
-            self._measure(len(data))
-            ahead = len(self._queue) - (self._current is None)
-            if ahead > 0 and not self._unread and self._transport is not None:
-                self._unread = True
-                self._transport.pause_reading()
+            self._parse(data)
 
-    def _measure(self, size: int) -> None:
-        """Bound what the parser keeps of a field that is not whole: bytes that came while no end was seen."""
-        if (self._in_head or self._in_trailer) and not self._mixed:
-            self._head_bytes += size
-        if self._head_bytes > MOST_HEAD_BYTES:
-            self._broken(_head_too_large())
+    def _parse(self, data: bytes) -> None:
+        """Parse what one turn of the loop allows, and read no further before the rest is parsed too."""
+        assert self._reader is not None
+        try:
+            self._parked = self._reader.feed(data)
+        except Refusal as problem:
+            self._broken(problem.with_traceback(None))
+            return
+        full = self.is_full()
+        if self._parked and not full:
+            self._loop.call_soon(self._parse_on)
+        self._pause(full or bool(self._parked))
+
+    def _parse_on(self) -> None:
+        """Go on with what is parked, unless requests before it still wait."""
+        if not self.lost and not self._deaf and not self.is_full():
+            parked, self._parked = self._parked, b""
+            self._parse(parked)
+
+    def _pause(self, pause: bool) -> None:
+        if pause is not self._unread and self._transport is not None:
+            self._unread = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def eof_received(self) -> None:
         """Take a client that shuts its side for gone: nothing else tells of one that does not read."""
@@ -244,7 +259,12 @@ class Connection(asyncio.Protocol):
         """Whoever waited for answers is gone."""
         self.lost = True
         self._listener.connections.discard(self)
-        self._queue.clear()
+        self._drop_queue()
+        self._reading = self._transport = None
+        self._parked = b""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         if self.task is not None:
             self.task.cancel()
         if self._writable is not None and not self._writable.done():
@@ -262,73 +282,38 @@ class Connection(asyncio.Protocol):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    # What the parser calls
+    # What the reader calls
 
-    def on_message_begin(self) -> None:
-        """Expect a whole head, soon."""
-        self._in_head = True
-        self._url, self._fields = b"", {}
-        self._field_count = self._head_bytes = 0
+    def is_full(self) -> bool:
+        """Return whether a request waits for the one that is handled: no more are read."""
+        return len(self._queue) > (self._current is None)
+
+    def on_head_begins(self) -> None:
+        """Expect a complete head, soon."""
         self.deadline_s = self._loop.time() + self._listener.header_timeout_s
 
-    def on_url(self, url: bytes) -> None:
-        """Keep the target, or a piece of it."""
-        self._url += url
-        if len(self._url) > MOST_FIELD_BYTES:
-            self._stop(_head_too_large())
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; of equal ones, all. What comes after a body in chunks is a trailer, and not kept."""
-        if not self._in_head:
-            return
-        self._field_count += 1
-        if len(name) + len(value) > MOST_FIELD_BYTES or self._field_count > MOST_FIELDS:
-            self._stop(_head_too_large())
-        key, text = _lower(name), value.decode("latin-1")
-        known = self._fields.get(key)
-        self._fields[key] = text if known is None else f"{known}, {text}"
-
-    def on_headers_complete(self) -> None:
+    def on_head(self, head: Head) -> None:
         """Handle the request, in its turn."""
-        self._in_head = False
-        parser = self._parser
-        try:
-            request = HttpRequest(self, parser.get_method().decode("latin-1"), self._url, self._fields)
-        except httptools.HttpParserInvalidURLError:
-            self._stop(Refusal(400, "bad_http", "The request's target is no path."))
-        request.keep_alive = parser.should_keep_alive()
-        request.old = parser.get_http_version() == "1.0"
+        request = HttpRequest(self, head, ReceivedBytes(self._listener.budget))
         self._reading = request
         self._queue.append(request)
         self._kick()
 
-    def on_chunk_header(self) -> None:
-        """Expect a chunk, or after the last one a trailer."""
-        self._in_trailer = self._mixed = True
-        self._head_bytes = 0
-
-    def on_body(self, piece: bytes) -> None:
+    def on_piece(self, piece: bytes) -> None:
         """Give the request a piece of its body."""
-        self._in_trailer = False
         if self._reading is not None:
             self._reading.receive(piece, self._listener.most_body_bytes)
 
-    def on_message_complete(self) -> None:
+    def on_end(self) -> None:
         """The request is whole."""
-        self._in_trailer, self._mixed = False, True
         if self._reading is not None:
             self._reading.end()
             self._reading = None
 
-    def _stop(self, problem: Refusal) -> NoReturn:
-        """Stop parsing: what is raised in a callback comes out of `feed_data`."""
-        self._problem = problem
-        raise problem
-
     def _broken(self, problem: Refusal) -> None:
         """Say why nothing more is read, after the answers that are owed."""
         self._deaf = True
-        self._in_head = False
+        self._parked = b""
         self._listener.on_refused(problem)
         if self._reading is not None:
             self._reading.fail(problem)
@@ -345,7 +330,7 @@ class Connection(asyncio.Protocol):
 
     def expire(self) -> None:
         """End a connection on which nothing came, or went, in time."""
-        if self._in_head and not self._deaf:
+        if self._in_head() and not self._deaf:
             wait_s = self._listener.header_timeout_s
             self._broken(Refusal(408, "header_timeout", f"No complete headers in {wait_s:g} s."))
         else:
@@ -361,6 +346,16 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def _in_head(self) -> bool:
+        return self._reader is not None and self._reader.in_head and not self._deaf
+
+    def _drop_queue(self) -> None:
+        """Drop the requests that wait for their turn."""
+        for item in self._queue:
+            if isinstance(item, HttpRequest):
+                item.release()
+        self._queue.clear()
+
     def _kick(self) -> None:
         if self.task is None:
             self.task = self._loop.create_task(self._serve())
@@ -370,9 +365,6 @@ class Connection(asyncio.Protocol):
         try:
             while self._queue and not self.lost:
                 item = self._queue.popleft()
-                if self._unread and not self._queue and self._transport is not None:
-                    self._unread = False
-                    self._transport.resume_reading()
                 if isinstance(item, Refusal):
                     self._answer(item.status, item.headers(), item.body(), keep=False)
                     self._end_kindly()
@@ -383,13 +375,24 @@ class Connection(asyncio.Protocol):
             self.abort()
         finally:
             self.task = self._current = None
-            if not self._in_head:
+            if not self._in_head():
                 self.deadline_s = self._loop.time() + self._listener.keep_alive_s
 
     async def _handle(self, request: HttpRequest) -> bool:
         """Answer a request; return whether the connection can take another."""
         self.began = self.ended = False
         self._current = request
+        if self._unread and not self._queue:
+            self._parse_on()
+        try:
+            return await self._answer_to(request)
+        finally:
+            self._current = None
+            if self._reading is request:
+                self._reading = None
+            request.release()
+
+    async def _answer_to(self, request: HttpRequest) -> bool:
         try:
             response = await self._listener.handler(request)
         except ConnectionError:
@@ -406,7 +409,6 @@ class Connection(asyncio.Protocol):
             self.close()
             return False
         keep = self._keeps(request)
-        self._current = None
         if not keep:
             self._end_kindly()
         return keep
@@ -417,13 +419,15 @@ class Connection(asyncio.Protocol):
 
     def _end_kindly(self) -> None:
         """End the connection so that a client that still sends gets to read the answer."""
-        self._queue.clear()
+        self._drop_queue()
         if self._transport is None or self._transport.is_closing():
             return
-        if (self._reading is None and not self._deaf) or not self._transport.can_write_eof():
+        read_all = self._reading is None and not self._deaf and not self._unread
+        if read_all or not self._transport.can_write_eof():
             self._transport.close()
             return
-        self._deaf = True
+        self._deaf, self._parked = True, b""
+        self._pause(False)
         self._transport.write_eof()
         self._loop.call_later(LINGER_S, self._transport.close)
 
@@ -530,8 +534,3 @@ def _head(status: int, headers: Mapping[str, str], date: str, *, keep: bool) -> 
     lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
     lines.append(f"Date: {date}\r\n\r\n" if keep else f"Date: {date}\r\nConnection: close\r\n\r\n")
     return "".join(lines).encode("latin-1", "replace")
-
-
-def _head_too_large() -> Refusal:
-    message = f"The headers are too large: {MOST_FIELDS} fields of {MOST_FIELD_BYTES} bytes, 64 KiB in all."
-    return Refusal(431, "headers_too_large", message)

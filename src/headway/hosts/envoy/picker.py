@@ -199,7 +199,10 @@ class Picker:
     async def _listen(self, handler: Handler, host: str, port: int) -> str:
         limits = self.config.limits
         listener = Listener(
-            handler, header_timeout_s=limits.header_timeout_s, most_body_bytes=limits.max_body_bytes
+            handler,
+            header_timeout_s=limits.header_timeout_s,
+            most_body_bytes=limits.max_body_bytes,
+            budget=self.picks.buffer.budget,
         )
         self._listeners.append(listener)
         return await listener.listen(host, port, None)

@@ -247,6 +247,7 @@ class Gateway:
             handler,
             header_timeout_s=limits.header_timeout_s,
             most_body_bytes=limits.max_body_bytes,
+            budget=self.serving.buffer.budget,
             on_refused=self._refused_at_the_door,
         )
         self._listeners.append(listener)

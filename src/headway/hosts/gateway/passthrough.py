@@ -118,8 +118,8 @@ class Passthrough:
         model = await self._reader.check_passed_on(body)
         worker = self._choose(endpoint, _form_model(headers, body) or model)
         target = f"{endpoint.path}?{query}" if query else endpoint.path
-        self._buffer.admit(0, len(body))
-        self._buffer.leave(0, len(body))  # it waits for nothing
+        self._buffer.admit(0, 0)  # its body is counted by the connection until the answer ends
+        self._buffer.leave(0, 0)  # it does not wait
         try:
             return await self._pass_on(worker, method, target, self._headers(headers, request_id), body, sink)
         except ExhaustedError as error:

@@ -178,7 +178,9 @@ class PublicSide:
             slo, priority = read_targets(request.headers, self._slo)
             body = await self._body(request)
             call = await self._reader.read(request.path, body, prefixes=self._serving.reads_prefixes)
-            flight = await self._serving.take_in(call, request.headers, request_id, slo, priority, sink)
+            flight = await self._serving.take_in(
+                call, request.headers, request_id, slo, priority, sink, request.received
+            )
         except Refusal as refusal:
             self._refused(request.path, request_id, refusal)
             await sink.fail(refusal)

@@ -15,7 +15,7 @@ from itertools import count
 from headway.core.actions import Dispatch
 from headway.core.events import Cancelled, Failed, Role
 from headway.core.request import Request, Slo
-from headway.front.buffer import Buffer, RetryBudget
+from headway.front.buffer import Buffer, ReceivedBytes, RetryBudget
 from headway.front.driver import Driver
 from headway.front.errors import Refusal, engine_failed, unavailable
 from headway.front.lease import Elector
@@ -96,7 +96,14 @@ class Serving:
         return any(not flight.sink.started for flight in self._flights)
 
     async def take_in(
-        self, call: Call, headers: Mapping[str, str], request_id: str, slo: Slo, priority: int, sink: Sink
+        self,
+        call: Call,
+        headers: Mapping[str, str],
+        request_id: str,
+        slo: Slo,
+        priority: int,
+        sink: Sink,
+        received: ReceivedBytes | None = None,
     ) -> Flight:
         """Make room for a request, which is to be served at once. Raises Refusal when there is none."""
         arrived_s = self._clock()
@@ -116,7 +123,7 @@ class Serving:
         name = f"{request_id}-{next(self._numbers)}"
         block_tokens = call.block_tokens(tokens)
         request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens, call.prefix, block_tokens)
-        self.buffer.admit(tokens, len(call.body))
+        self.buffer.admit(tokens, len(call.body), received)
         self._budget.earn()
         return Flight(request, call, passed_on, sink, role_of=self._role_of, clock=self._clock, trace=trace)
 
