@@ -17,6 +17,7 @@ from headway.core.request import Request
 __all__ = [
     "Arrived",
     "Cancelled",
+    "ConcurrencyLimited",
     "Event",
     "Failed",
     "Finished",
@@ -198,6 +199,18 @@ class InstanceDraining:
 
 
 @dataclass(frozen=True, slots=True)
+class ConcurrencyLimited:
+    """Set the most requests this host may have at an instance at once (backpressure).
+
+    `requests`: the limit; 0: nothing new for now; None: no limit. It holds until it is set again or the
+    instance goes down. What is there beyond the limit stays there.
+    """
+
+    instance: str
+    requests: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceDown:
     """The instance is gone. The host sends `Failed` for each request that was there, after this."""
 
@@ -234,6 +247,7 @@ Event = (
     | Failed
     | InstanceUp
     | InstanceDraining
+    | ConcurrencyLimited
     | InstanceDown
     | LeaseHeld
     | LeaseLost

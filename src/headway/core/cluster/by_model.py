@@ -26,6 +26,7 @@ from headway.core.cluster.model_group import ModelGroup
 from headway.core.events import (
     Arrived,
     Cancelled,
+    ConcurrencyLimited,
     Event,
     Failed,
     Finished,
@@ -72,7 +73,7 @@ class ByModel(ClusterPolicy):
         match event:
             case Arrived(request):
                 actions = self._send(request, self._choose(request, now), now)
-            case PassEnded(name) | PassStarted(name) | Snapshot(name):
+            case PassEnded(name) | PassStarted(name) | Snapshot(name) | ConcurrencyLimited(name):
                 actions = self._group_of.get(name, self.groups[0]).policy.handle(event, now)
             case PrefillDone(request_id):
                 actions = self._policy_of(request_id).handle(event, now)

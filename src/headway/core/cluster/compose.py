@@ -11,6 +11,7 @@ from headway.core.errors import ConfigError
 from headway.core.events import (
     Arrived,
     Cancelled,
+    ConcurrencyLimited,
     Event,
     Failed,
     Finished,
@@ -108,7 +109,7 @@ class Disaggregated(ClusterPolicy):
             case LeaseHeld() | LeaseLost():
                 # Decode first: what Paired places in one pool, it places in the other.
                 return self._note(self.decode.handle(event, now) + self.prefill.handle(event, now))
-            case InstanceDraining(instance) | InstanceDown(instance):
+            case InstanceDraining(instance) | ConcurrencyLimited(instance) | InstanceDown(instance):
                 known = self._pool_of.get(instance)
                 return known.handle(event, now) if known else []
 

@@ -89,8 +89,12 @@ class IqrLexicographic(PoolPolicy):
         """Dispatch the held requests, in order, to some of these ranks."""
         heap, cut = self._candidates(ranks)
         for waiting in held:
+            while heap and heap[0][3].instance.full:
+                heapq.heappop(heap)
             if not heap:  # every rank is full or out of line by now: use them all
-                heap, cut = _heap(ranks), math.inf
+                heap, cut = _heap([rank for rank in ranks if not rank.instance.full]), math.inf
+            if not heap:
+                break  # every instance is at its concurrency limit
             _, _, order, rank = heapq.heappop(heap)
             self._dispatch(waiting, rank, now, "round")
             if rank.kv_blocks <= cut and _has_room(rank):

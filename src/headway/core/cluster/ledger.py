@@ -153,9 +153,12 @@ class RankLoad:
 
 
 class InstanceLoad:
-    """One instance. `active`: may be given work (up, not draining, not suspect)."""
+    """One instance. `active`: may be given work (up, not draining, not suspect, below its limit).
 
-    __slots__ = ("_queued", "chosen", "draining", "info", "number", "ranks", "suspect")
+    `requests`: placed here and not released. `limit`: most requests at once (backpressure); None: no limit.
+    """
+
+    __slots__ = ("_queued", "chosen", "draining", "info", "limit", "number", "ranks", "requests", "suspect")
 
     def __init__(self, info: InstanceUp) -> None:
         self.info = info
@@ -163,13 +166,29 @@ class InstanceLoad:
         self.chosen = 0  # as in RankLoad
         self.draining = False
         self.suspect = False
+        self.requests = 0
+        self.limit: int | None = None
         self.ranks = [RankLoad(self, index) for index in range(info.ranks)]
         self._queued: list[int] | None = None
 
     @property
     def active(self) -> bool:
         """Whether new work may go there."""
+        return self.eligible and not self.full
+
+    @property
+    def eligible(self) -> bool:
+        """Whether new work may go there once it is below its limit."""
         return not (self.draining or self.suspect)
+
+    @property
+    def full(self) -> bool:
+        """Whether as many requests are here as its limit allows."""
+        return self.limit is not None and self.requests >= self.limit
+
+    def room(self, wanted: int) -> int:
+        """Return how many of `wanted` more requests the limit allows."""
+        return wanted if self.limit is None else max(0, min(wanted, self.limit - self.requests))
 
     def queued(self) -> list[int]:
         """Return the `queued_tokens` of every rank (to be read only). Kept until `changed` is called."""
@@ -193,9 +212,11 @@ class Ledger:
         self.ranks: list[RankLoad] = []  # theirs, rank by rank
         self.chunk_room_tokens = 0  # what one full pass of them takes
         self.names_models = False  # some instance serves certain models only
-        self.alike = True  # the active instances serve the same models
+        self.alike = True  # the active instances serve the same models, those at their limit too
+        self._at_limit: list[InstanceLoad] = []  # where no other is active
         self._ranks_for: dict[str, list[RankLoad]] = {}  # by model; kept until an instance changes
         self._dispatches = 0
+        self._freed = False  # an instance at its limit has room again
         self._largest_tokens: int | None = None  # KV of the largest rank
 
     def up(self, info: InstanceUp) -> InstanceLoad:
@@ -208,6 +229,7 @@ class Ledger:
         if load is None or info.epoch > load.info.epoch or info.ranks != load.info.ranks:
             load = self.instances[info.instance] = InstanceLoad(info)
             load.number = known.number if known else 0  # it never was down: its dispatches are counted on
+            load.limit = known.limit if known else None
         load.info, load.draining, load.suspect = info, False, False
         self.refresh()
         return load
@@ -217,6 +239,19 @@ class Ledger:
         self.instances.pop(instance, None)
         self.refresh()
 
+    def limit(self, instance: str, requests: int | None) -> None:
+        """Set the most requests an instance may have at once; None: no limit."""
+        load = self.instances.get(instance)
+        if load is None or load.limit == requests:
+            return
+        was_full, load.limit = load.full, requests
+        self._freed |= was_full and not load.full
+
+    def take_freed(self) -> bool:
+        """Return whether an instance at its limit got room since this was last called."""
+        freed, self._freed = self._freed, False
+        return freed
+
     def refresh(self) -> None:
         """Rebuild what follows from the instances: call it when one of them changes."""
         self.active = [] if self.paused else [load for load in self.instances.values() if load.active]
@@ -224,7 +259,9 @@ class Ledger:
         self.chunk_room_tokens = sum(load.info.ranks * load.info.chunk_tokens for load in self.active)
         self._ranks_for.clear()
         self.names_models = any(load.info.models is not None for load in self.instances.values())
-        self.alike = not self.names_models or len({load.info.models for load in self.active}) < 2
+        eligible = [] if self.paused else [load for load in self.instances.values() if load.eligible]
+        self._at_limit = [] if self.active else eligible
+        self.alike = not self.names_models or len({load.info.models for load in eligible}) < 2
         sizes = [(load.info.kv_blocks, load.info.block_tokens) for load in self.instances.values()]
         if sizes:  # else they will be back, as large as they were
             unknown = any(blocks is None for blocks, _ in sizes)
@@ -250,8 +287,13 @@ class Ledger:
         return self.ranks if len(loads) == len(self.active) else [r for load in loads for r in load.ranks]
 
     def is_stranded(self, request: Request) -> bool:
-        """Return whether there are active ranks, but none serves the request's model."""
-        return bool(self.ranks) and not self.ranks_for(request)
+        """Return whether there are active ranks, but none serves the request's model.
+
+        Where every instance is at its limit, those count.
+        """
+        if self.ranks:
+            return not self.ranks_for(request)
+        return bool(self._at_limit) and not any(load.info.serves(request.model) for load in self._at_limit)
 
     def is_news(self, event: PassStarted | PassEnded | Snapshot) -> bool:
         """Whether it is of a known rank, and later than all that was reported of it."""
@@ -295,6 +337,7 @@ class Ledger:
         blocks = -(-(request.prompt_tokens + 1) // info.block_tokens)
         self.placements[request.id] = placement = Placement(request, rank, number, now, blocks)
         rank.add(placement)
+        instance.requests += 1
         return Dispatch(request.id, info.instance, rank.index, number, why)
 
     def prefilled(self, request_id: str) -> None:
@@ -312,7 +355,11 @@ class Ledger:
         """Give back what a request holds; None if it is not placed here."""
         placement = self.placements.pop(request_id, None)
         if placement is not None:
+            instance = placement.rank.instance
+            was_full = instance.full
             placement.rank.remove(placement)
+            instance.requests -= 1
+            self._freed |= was_full and not instance.full
         return placement
 
     def on(self, instance: str) -> list[Placement]:

@@ -21,6 +21,7 @@ from headway.core.cluster.ledger import Ledger, RankLoad
 from headway.core.events import (
     Arrived,
     Cancelled,
+    ConcurrencyLimited,
     Event,
     Failed,
     Finished,
@@ -80,6 +81,10 @@ class PoolPolicy(ClusterPolicy):
         """See `ClusterPolicy.handle`."""
         self._actions = []
         getattr(self, _HANDLERS[type(event)])(event, now)
+        if self.ledger.take_freed():
+            self._limits_changed()
+            if self.buffer:
+                self._place(now)
         return self._actions
 
     def wake_at(self) -> float | None:
@@ -89,7 +94,16 @@ class PoolPolicy(ClusterPolicy):
 
     def held(self) -> list[Held]:
         """See `ClusterPolicy.held`."""
-        return [Held(w.request.id, w.since_s, w.why) for w in self.buffer.values()] + self._held_stranded()
+        nowhere = self._why_nowhere()
+        held = [Held(w.request.id, w.since_s, nowhere or w.why) for w in self.buffer.values()]
+        return held + self._held_stranded()
+
+    def _why_nowhere(self) -> str:
+        """Return why no instance may be given work; empty when one may, or none is known."""
+        if self.ledger.active or self.ledger.paused or not self.ledger.instances:
+            return ""
+        full = any(load.full for load in self.ledger.instances.values())
+        return "every engine is at its concurrency limit" if full else "no engine takes work"
 
     def _held_stranded(self) -> list[Held]:
         why = "no active instance serves its model"
@@ -121,6 +135,12 @@ class PoolPolicy(ClusterPolicy):
         """Follow a change of which instances are active, or of the models they serve."""
         self.ledger.refresh()
         self._sort_stranded()
+
+    def _limits_changed(self) -> None:
+        """Follow a change of which instances are at their concurrency limit."""
+        self.ledger.refresh()
+        if not self.ledger.alike:
+            self._sort_stranded()
 
     def _sort_stranded(self) -> None:
         """Hold each request where it belongs after a change of the active instances."""
@@ -193,6 +213,10 @@ class PoolPolicy(ClusterPolicy):
             load.draining = True
             self._instances_changed()
 
+    def _concurrency_limited(self, event: ConcurrencyLimited, now: float) -> None:
+        self.ledger.limit(event.instance, event.requests)
+        self._limits_changed()
+
     def _instance_down(self, event: InstanceDown, now: float) -> None:
         self.ledger.down(event.instance)
         self._sort_stranded()
@@ -234,8 +258,10 @@ class PoolPolicy(ClusterPolicy):
         return max(1.0, now - oldest.since_s) if oldest else 1.0
 
     def _dispatch(self, waiting: Waiting, rank: RankLoad, now: float, why: str) -> None:
-        self.buffer.remove(waiting.request.id)
+        self._let_go(waiting.request.id)
         self._actions.append(self.ledger.place(waiting.request, rank, now, why))
+        if rank.instance.full:
+            self._limits_changed()
 
 
 class Immediate(PoolPolicy):
@@ -263,6 +289,7 @@ _HANDLERS: dict[type[Event], str] = {
     Failed: "_failed",
     InstanceUp: "_instance_up",
     InstanceDraining: "_instance_draining",
+    ConcurrencyLimited: "_concurrency_limited",
     InstanceDown: "_instance_down",
     LeaseHeld: "_lease_held",
     LeaseLost: "_lease_lost",

@@ -375,7 +375,7 @@ class Staggered(PoolPolicy):
 
     def held(self) -> list[Held]:
         """See `ClusterPolicy.held`. What keeps one request keeps them all."""
-        why = self._why if self.ledger.active else "no instance is up"
+        why = self._why if self.ledger.active else self._why_nowhere() or "no instance is up"
         return [Held(w.request.id, w.since_s, why) for w in self.buffer.values()] + self._held_stranded()
 
     # Where.
@@ -408,6 +408,7 @@ class Staggered(PoolPolicy):
         hits = self._hits(load) if self._prefixes_known else None
         placed = pour(ordered, bins, hits=hits, overflow=saturated)
         why = "saturated" if saturated else "slot" if clock.ends_s is not None else "idle"
+        placed = placed[: load.room(len(placed))]
         for request, index in placed:
             if request.prefix:
                 self._prefixes_known = True
