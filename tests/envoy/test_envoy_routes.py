@@ -226,7 +226,7 @@ def test_of_a_dead_pick_the_fallback_is_asked_and_the_dead_one_is_asked_no_more(
             statuses = [(await f.chat())[0] for _ in range(4)]
             assert statuses == [200] * 4
             await until(lambda: f.oddities("elsewhere") >= 1, "the served endpoint")
-            await until(lambda: f.picker.workers.get("e0").ejections == 1, "the ejection")
+            await until(lambda: f.picker.workers.get("e0").health.ejections == 1, "the ejection")
             assert len(f.engines[1].requests) == 4
             await nothing_left(f)
 
@@ -238,7 +238,7 @@ def test_without_fallbacks_a_dead_pick_is_a_503_once():
         async with front(name="original-dst", policy="round-robin", health={"interval_s": 60.0}) as f:
             await f.engines[0].kill()
             first = (await f.chat())[0]
-            await until(lambda: f.picker.workers.get("e0").ejections == 1, "the ejection")
+            await until(lambda: f.picker.workers.get("e0").health.ejections == 1, "the ejection")
             rest = [(await f.chat())[0] for _ in range(3)]
             assert [first, *rest] == [503, 200, 200, 200]
             await nothing_left(f)
@@ -266,7 +266,7 @@ def test_an_engine_that_fails_is_ejected_after_some_failures():
         async with front(engines=1, health={"interval_s": 60.0, "eject_after": 2}) as f:
             f.engines[0].status = 500
             assert [(await f.chat())[0] for _ in range(2)] == [500, 500]
-            await until(lambda: f.picker.workers.get("e0").ejections == 1, "the ejection")
+            await until(lambda: f.picker.workers.get("e0").health.ejections == 1, "the ejection")
 
     run(test())
 

@@ -1,6 +1,7 @@
 """A picker's parts without a network: workers that are up, a virtual clock, an Envoy made of two lists."""
 
 import asyncio
+import math
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from headway.core.settings import setting
 from headway.front.body_reader import BodyReader
 from headway.front.driver import Driver
 from headway.front.lengths import Lengths
-from headway.front.worker import State, Worker
+from headway.front.worker import Worker
 from headway.hosts.envoy import wire
 from headway.hosts.envoy.config import EppConfig
 from headway.hosts.envoy.messages import FULL_DUPLEX_STREAMED, ProcessingRequest
@@ -103,7 +104,7 @@ class Workers:
         self.list = [Worker(spec) for spec in config.instances]
         self.blamed = []
         for worker in self.list:
-            worker.state = State.UP
+            worker.health.admit(0.0)
             worker.inference = NoInference()
 
     def __iter__(self):
@@ -118,11 +119,29 @@ class Workers:
     def ready(self):
         return any(worker.takes_work() for worker in self.list)
 
+    def missing_since_s(self, roles):
+        return None if self.ready() else -math.inf
+
+    async def until(self, condition, timeout_s):
+        return condition()
+
     def failed(self, worker, why, *, refused):
-        self.blamed.append((worker.name, refused))
+        self.blamed.append((worker.name, "failed"))
+
+    def at_fault(self, worker, why):
+        self.blamed.append((worker.name, "at fault"))
+
+    def unreachable(self, worker, why):
+        self.blamed.append((worker.name, "unreachable"))
+
+    def pushed_back(self, worker, retry_after_s):
+        self.blamed.append((worker.name, "pushed back"))
+
+    def check_soon(self, worker):
+        pass
 
     def worked(self, worker):
-        worker.errors = 0
+        worker.health.served(0.0)
 
 
 class Stage:

@@ -291,10 +291,12 @@ def held_one(stage):
         (Served(200), Finished, []),
         (Served(0), Cancelled, []),
         (Served(422), Cancelled, []),
-        (Served(500), Failed, [("e0", False)]),
-        (Served(503, unreached=True), Failed, [("e0", True)]),
+        (Served(500), Failed, [("e0", "failed")]),
+        (Served(503), Failed, [("e0", "pushed back")]),
+        (Served(429), Cancelled, [("e0", "pushed back")]),
+        (Served(503, unreached=True), Failed, [("e0", "unreachable")]),
         (Served(504, blame=False), Failed, []),
-        (Served(200, endpoint="10.0.0.1:8000"), Finished, [("e0", False)]),
+        (Served(200, endpoint="10.0.0.1:8000"), Finished, [("e0", "at fault")]),
         (Served(200, endpoint="10.0.0.0:8000"), Finished, []),
     ],
 )
@@ -396,7 +398,7 @@ def test_the_log_says_when_the_answer_began_and_who_served():
         AccessLogs(stage.picks).hear(said)
         ((over, _),) = stage.done
         assert (over.first_byte_s, over.ended_s) == (0.25, 2.0)
-        assert stage.oddities["elsewhere"] == 1 and stage.workers.blamed == [("e0", False)]
+        assert stage.oddities["elsewhere"] == 1 and stage.workers.blamed == [("e0", "at fault")]
 
     run(test())
 
@@ -560,7 +562,7 @@ def test_a_prefill_that_fails_is_the_end():
         await first.turn()
         await first.end()
         stage.picks.over(first.destination[2], Served(500))
-        assert isinstance(stage.events[-1], Failed) and stage.workers.blamed == [("e0", False)]
+        assert isinstance(stage.events[-1], Failed) and stage.workers.blamed == [("e0", "failed")]
         stage.nothing_left()
 
     run(test())

@@ -86,8 +86,8 @@ def test_an_engine_that_leaves_is_not_taken_back_because_it_still_passes_checks(
             worker = front.workers.named("engine-0")
             publisher.publish(word("its-own-name"))
             await until(lambda: not worker.takes_work())
-            passed = worker.passed
-            await until(lambda: worker.passed > passed + 3, "checks that it passes")
+            passed = worker.health.passed
+            await until(lambda: worker.health.passed > passed + 3, "checks that it passes")
             assert worker.state.value == ("down" if word is InstanceDown else "ejected")
             stands[0] = replace(HELLO, epoch=6)
             publisher.publish(stands[0])
@@ -106,7 +106,7 @@ def test_an_engine_that_left_is_taken_back_when_it_was_away(word):
             publisher.publish(word("its-own-name"))
             await until(lambda: not worker.takes_work())
             engine.healthy = False
-            await until(lambda: not worker.leaving)
+            await until(lambda: not worker.health.leaving)
             assert worker.state.value == "down"
             engine.healthy = True
             await until(worker.takes_work)

@@ -89,7 +89,7 @@ def test_a_flapping_engine_must_pass_more_checks_each_time():
                 await until(lambda: worker.state.value == "down")
                 engine.healthy = True
                 await until(lambda: worker.state.value == "up")
-                needed.append(worker.passed)
+                needed.append(worker.health.passed)
             assert needed == [1, 2, 4]
 
     run(check())

@@ -70,10 +70,10 @@ def test_an_engine_that_hangs_is_given_up_and_one_that_answers_nobody_ejected():
             assert (status, error_of(body)) == (504, "engine_timeout")
             await until(lambda: engine.aborted == 1, "the engine's abort")
             worker = front.workers.named("engine-0")
-            assert worker.errors == 1
-            ejections = worker.ejections
+            assert worker.health.failures == 1
+            ejections = worker.health.ejections
             assert (await chat(client, INPUT, path=EMBEDDINGS))[0] == 504
-            assert worker.ejections == ejections + 1
+            assert worker.health.ejections == ejections + 1
 
     run(check())
 

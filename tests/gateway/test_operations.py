@@ -177,10 +177,11 @@ def test_a_line_that_cannot_be_written_is_counted_and_the_next_is_written():
 
 def test_what_an_engine_says_goes_to_the_client_and_into_no_log():
     async def check():
-        async with StandIn() as engine, gateway([engine], health={"eject_after": 1}) as (_, client):
+        health = {"eject_after": 1, "breaker": "consecutive"}
+        async with StandIn() as engine, gateway([engine], health=health) as (_, client):
             engine.status, engine.says = 500, f"cannot tokenize {PROMPT!r}"
             status, _, body = await chat(client)
-            assert status == 502 and PROMPT in json.loads(body)["error"]["message"]
+            assert status == 500 and PROMPT in json.loads(body)["error"]["message"]
 
     lines = logged(check())
     assert {"worker ejected", "request"} <= {line["message"] for line in lines}
@@ -293,10 +294,10 @@ def test_a_request_that_fails_is_an_error_and_one_that_is_not_sampled_leaves_not
             data = {"server": {"port": 0}, "instances": [{"name": "engine-0", "url": engine.url}]}
             async with traced(data | {"policy": {"cluster": "round-robin"}}, spans) as (_, client):
                 engine.status = 500
-                assert (await chat(client, headers={"traceparent": PARENT[:-1] + "0"}))[0] == 502
+                assert (await chat(client, headers={"traceparent": PARENT[:-1] + "0"}))[0] == 500
                 assert not spans.get_finished_spans()
                 assert engine.requests[0][1]["traceparent"].endswith("-00")
-                assert (await chat(client))[0] == 502
+                assert (await chat(client))[0] == 500
             assert spans.get_finished_spans()[-1].status.status_code.name == "ERROR"
             assert not any(PROMPT in str(span.attributes) for span in spans.get_finished_spans())
 

@@ -7,7 +7,8 @@ Rule 1  (decrease)  a refusal sets the limit to what is in flight there, but nev
 Rule 2  (increase)  while the limit binds and no refusal came for `GROW_AFTER_S`, it grows by a step. The step
                     doubles each time it goes well, and is 1 again after a refusal.
 Rule 3  (pause)     where nothing of this host's is in flight, no end of ours can make room: the engine gets
-                    nothing for as long as its `Retry-After` says, `PAUSE_S` if it says nothing.
+                    nothing for as long as its `Retry-After` says, `PAUSE_S` if it says nothing. Else it gets
+                    nothing for `LEAST_PAUSE_S`, and then when one of ours ends.
 Rule 4  (release)   a limit that never bound for `FORGET_AFTER_S` is dropped.
 
 Times are seconds of the host's clock.
@@ -15,10 +16,18 @@ Times are seconds of the host's clock.
 
 import math
 
-__all__ = ["FORGET_AFTER_S", "GROW_AFTER_S", "MOST_PAUSE_S", "PAUSE_S", "ConcurrencyLimit"]
+__all__ = [
+    "FORGET_AFTER_S",
+    "GROW_AFTER_S",
+    "LEAST_PAUSE_S",
+    "MOST_PAUSE_S",
+    "PAUSE_S",
+    "ConcurrencyLimit",
+]
 
 GROW_AFTER_S = 2.0
 PAUSE_S = 0.5
+LEAST_PAUSE_S = 0.02
 #: An engine's `Retry-After` is honoured up to this.
 MOST_PAUSE_S = 60.0
 FORGET_AFTER_S = 300.0
@@ -45,12 +54,13 @@ class ConcurrencyLimit:
         self.limit = max(1, known, (self.limit or 0) // 2)
         self._step = 1
         self._changed_s = self._bound_s = now
+        pause_s = LEAST_PAUSE_S
         if in_flight == 0:
-            pause_s = PAUSE_S if retry_after_s is None else min(max(retry_after_s, 0.0), MOST_PAUSE_S)
-            self._paused_until_s = max(self._paused_until_s, now + pause_s)
+            pause_s = PAUSE_S if retry_after_s is None else max(pause_s, min(retry_after_s, MOST_PAUSE_S))
+        self._paused_until_s = max(self._paused_until_s, now + pause_s)
 
     def answered(self, now: float, in_flight: int) -> None:
-        """Take in an answer. `in_flight`: this host's requests at the engine when it came, itself included."""
+        """Take in an answer. `in_flight`: this host's requests at the engine, the answered one included."""
         if self.limit is None:
             return
         if in_flight >= self.limit:

@@ -4,8 +4,8 @@
                  ▲ ◀──────┘          │          down: it is gone; what had no byte yet goes elsewhere
                  └───────────────────┘
 
-`TRANSITIONS` is the whole state machine; everything else decides when a signal is due. Draining by an operator
-is apart from it: it outlasts every state.
+`TRANSITIONS` is the whole state machine; everything else decides when a signal is due. Draining by an
+operator is apart from it: it outlasts every state.
 
 Rule 1 (unreachable)  a refused connection ejects at once: nothing can be served there.
 Rule 2 (failures)     `eject_after` failed requests in a row eject, where another engine served each of them:
@@ -15,8 +15,8 @@ Rule 3 (outlier)      failures that no other engine tried eject only when they c
                       engines of the role fail.
 Rule 4 (last engine)  the last engine of a role that takes work is not ejected for answers it gives.
 Rule 5 (checks)       `down_after` failed health checks in a row take an engine down, one if it is ejected.
-Rule 6 (return)       it returns after healthy checks in a row, twice as many after each ejection, and not before
-                      `eject_for_s`. One that announced its end returns in a new epoch only.
+Rule 6 (return)       it returns after healthy checks in a row, twice as many after each ejection, and not
+                      before `eject_for_s`. One that announced its end returns in a new epoch only.
 Rule 7 (reasons)      why an engine is not up is reported at the first failed check, at each change of the
                       reason, and every minute.
 """
@@ -87,7 +87,7 @@ class HealthRules:
     """The numbers of the rules above.
 
     `eject_after`: 0 ejects for no failed request. `return_most`: most healthy checks that a return takes.
-    `eject_last`: rule 4 is off.
+    `consecutive`: every failed request counts, also of the last engine (rules 3 and 4 are off).
     """
 
     eject_after: int = 3
@@ -95,7 +95,7 @@ class HealthRules:
     return_after: int = 1
     return_most: int = 16
     eject_for_s: float = 0.0
-    eject_last: bool = False
+    consecutive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +132,10 @@ def is_outlier(failures: int, others: OutcomeRate) -> bool:
 class EngineHealth:
     """The health of one engine.
 
-    `missed`, `passed`: health checks in a row. `failures`: requests in a row that failed here and that another
-    engine served, or that no other engine tried. `suspicions`: failures since the last success that were put
-    down to the requests. `answered_s`: when any request was last answered. `reason`: why it is not up.
+    `missed`, `passed`: health checks in a row. `failures`: requests in a row that failed here and that
+    another engine served, or that no other engine tried. `suspicions`: failures since the last success that
+    were put down to the requests. `answered_s`: when any request was last answered. `reason`: why it is not
+    up. `since_s`: when it entered its state.
     """
 
     def __init__(self, rules: HealthRules, now: float = -math.inf) -> None:
@@ -243,9 +244,8 @@ class EngineHealth:
         """
         self.outcomes.note(served=False)
         self.failures += 1
-        if self.failures < self.rules.eject_after or not (
-            is_outlier(self.failures, others) or (last and self.rules.eject_last)
-        ):
+        needed = 1 if self._on_probation and self.rules.consecutive else self.rules.eject_after
+        if self.failures < needed or not (self.rules.consecutive or is_outlier(self.failures, others)):
             return None
         return self._eject_for_failures(now, reason, last=last)
 
@@ -262,7 +262,7 @@ class EngineHealth:
         self.outcomes.note(served=False)
 
     def _eject_for_failures(self, now: float, reason: str, *, last: bool) -> HealthChange | None:
-        if self.rules.eject_after == 0 or (last and not self.rules.eject_last):
+        if self.rules.eject_after == 0 or (last and not self.rules.consecutive):
             return None
         change = self._eject(Signal.FAILING, reason, now)
         self._on_probation = self._on_probation or change is not None

@@ -1,16 +1,19 @@
 """Decides whose fault it is when an engine fails a request, and whether the request is tried again.
 
-Rule 1  (request)       a request that one engine of a role fails and then another fails too is to blame itself:
-                        no engine is struck, it is tried no more, and its client gets the engine's own answer.
-                        The second engine must be credible: one that lately failed everything it was given
-                        proves nothing, and a third is asked.
+Rule 1  (request)       a request that one engine of a role fails and then another fails too is to blame
+                        itself: no engine is struck, it is tried no more, and its client gets the engine's own
+                        answer. The second engine must be credible: one that lately failed everything it was
+                        given proves nothing, and a third is asked.
 Rule 2  (engine)        when another engine serves it, those that failed it before are at fault.
 Rule 3  (once)          a request counts at most once against an engine.
-Rule 4  (no evidence)   where no other engine tried it, its failure is weighed by `engine_health` (rule 3 there).
+Rule 4  (no evidence)   where no other engine tried it, its failure is weighed by `engine_health` (rule 3
+                        there).
 Rule 5  (backpressure)  a refusal by an engine that has enough costs no try and no budget, and is no fault.
+                        Where retries are off, the refusal is the client's answer.
 Rule 6  (work done)     what an engine worked on for longer than its time-out is not computed again elsewhere,
                         unless the request streams and the engine answered nobody else meanwhile either.
-Rule 7  (begun)         nothing is tried again once the client has a byte.
+Rule 7  (again)         nothing is tried again once the client has a byte, and an error is tried again only at
+                        an engine that has not answered it.
 """
 
 from dataclasses import dataclass
@@ -77,10 +80,15 @@ class RequestFaults:
         failure: EngineFailure | None,
         *,
         credible: bool = True,
+        elsewhere: bool = True,
         begun: bool = False,
         streams: bool = True,
     ) -> Verdict:
-        """Take in a failed try. `failure`: the engine concerned, if one is. `begun`: the client has a byte."""
+        """Take in a failed try.
+
+        `failure`: the engine concerned, if one is; `credible`: whether that engine lately served anything.
+        `elsewhere`: whether another engine of its role could try. `begun`: the client has a byte.
+        """
         if fault is Fault.BACKPRESSURE and not begun and self._retries:
             return Verdict(retry=True, hold=True)
         self.attempts += 1
@@ -89,10 +97,16 @@ class RequestFaults:
             self._suspects.setdefault((failure.role, failure.engine), failure)
             if others and (credible or len(others) > 1):
                 return Verdict(exonerated=self._clear(failure.role))
-        may = not begun and self.attempts <= self._retries and fault not in (Fault.SLOW, Fault.BACKPRESSURE)
-        if fault is Fault.SILENT and not streams:
+        may = not begun and self.attempts <= self._retries
+        if fault in (Fault.SLOW, Fault.BACKPRESSURE) or (fault is Fault.SILENT and not streams):
+            may = False
+        if fault is Fault.ERROR and not elsewhere:
             may = False
         return Verdict(retry=may, costs_budget=fault not in _FREE)
+
+    def tried(self, role: Role) -> frozenset[str]:
+        """Return the engines of a role that failed it in a way that may be its own fault."""
+        return frozenset(engine for of_role, engine in self._suspects if of_role is role)
 
     def served(self) -> tuple[EngineFailure, ...]:
         """Take in that the request is being served; return the engines at fault (rule 2)."""

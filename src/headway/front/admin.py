@@ -42,10 +42,12 @@ def describe(worker: Worker) -> dict[str, object]:
         "ranks": worker.ranks,
         "state": worker.state.value,
         "draining": worker.draining,
-        "why": worker.why,
+        "why": worker.health.reason,
         "legs": len(worker.legs),
         "epoch": worker.epoch,
-        "ejections": worker.ejections,
+        "ejections": worker.health.ejections,
+        "concurrency_limit": worker.limit.limit,
+        "backpressure": worker.limit.refusals,
         "models": sorted(worker.models),
     }
 

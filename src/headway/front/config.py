@@ -25,6 +25,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from headway.core.cluster import check_cluster
 from headway.core.complaints import Location, complaint
+from headway.core.engine_health import HealthRules
 from headway.core.errors import ConfigError
 from headway.core.events import InstanceUp, Role
 from headway.core.request import Slo
@@ -359,6 +360,11 @@ class LimitsSpec(Spec):
     `concurrent_requests`, `rate_limit_rps`: None is no limit. `kv_lease_s`: how long after its prefill a
     prompt's KV may be fetched by another engine; less than vLLM's `kv_lease_duration` of 30 s, after which
     the decode engine would read what others have written there.
+
+    `first_byte_timeout_s`: from sending a request that streams to its first byte. `answer_timeout_s`: from
+    sending one that does not stream to its answer. `no_engine_timeout_s`: how long a request waits for an
+    engine where none is up. `queue_timeout_status`: what a request gets that found no place in
+    `queue_timeout_s`.
     """
 
     buffer_requests: Count = 20_000
@@ -372,6 +378,9 @@ class LimitsSpec(Spec):
     queue_timeout_s: Seconds = 120.0
     connect_timeout_s: Seconds = 3.0
     first_byte_timeout_s: Seconds = 300.0
+    answer_timeout_s: Seconds = 1800.0
+    no_engine_timeout_s: float = Field(default=5.0, ge=0, le=3600)
+    queue_timeout_status: Literal[408, 429, 503, 504] = 429
     idle_timeout_s: Seconds = 120.0
     kv_lease_s: Seconds = 25.0
     retries: int = Field(default=2, ge=0, le=1_000)
@@ -379,14 +388,36 @@ class LimitsSpec(Spec):
 
 
 class HealthSpec(Spec):
-    """Active health checks. After each ejection the instance must pass twice as many, up to `return_most`."""
+    """Health checks, and the circuit breaker of each engine (`core/engine_health.py`).
+
+    `eject_after`: failed requests in a row after which an engine is ejected; 0: never, so that clients get
+    the engine's own errors. `down_after`: failed health checks in a row after which it is down; None: as
+    `eject_after`, or 3. `return_after`, `return_most`: healthy checks in a row for a return, doubled after
+    each ejection up to the most. `eject_for_s`: least time an ejected engine stays out. `breaker`: "outlier"
+    ejects an engine that fails what others serve; "consecutive" counts every failed request, whatever other
+    engines make of theirs, and ejects the last engine too.
+    """
 
     path: str = Field(default="/health", pattern=r"^/")
     interval_s: Seconds = 2.0
     timeout_s: Seconds = 2.0
-    eject_after: Times = 3
+    eject_after: int = Field(default=3, ge=0, le=1_000)
+    down_after: Times | None = None
     return_after: Times = 1
     return_most: Times = 16
+    eject_for_s: float = Field(default=0.0, ge=0, le=86_400)
+    breaker: Literal["outlier", "consecutive"] = "outlier"
+
+    def rules(self) -> HealthRules:
+        """Return the numbers as the core has them."""
+        return HealthRules(
+            self.eject_after,
+            self.down_after or self.eject_after or 3,
+            self.return_after,
+            self.return_most,
+            self.eject_for_s,
+            self.breaker == "consecutive",
+        )
 
 
 class InferenceSpec(Spec):

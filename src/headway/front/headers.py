@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-__all__ = ["CREDENTIALS", "headers_for_client", "without_addresses"]
+__all__ = ["CREDENTIALS", "headers_for_client", "read_retry_after", "without_addresses"]
 
 #: Headers of a client that carry its credentials. `authorization` is decided by rule 1.
 CREDENTIALS = frozenset(("cookie", "x-api-key"))
@@ -71,3 +71,9 @@ def _relative(url: str, engine: str) -> str:
         return url
     path = parts.path or "/"
     return f"{path}?{parts.query}" if parts.query else path
+
+
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a `Retry-After` header; None where there is none, or a date."""
+    text = headers.get("retry-after", "").strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 8 else None

@@ -267,15 +267,28 @@ class _WorkerGauges:
     def describe(self) -> list[Any]:
         return []
 
-    def collect(self) -> list[GaugeMetricFamily]:
+    def collect(self) -> list[Metric]:
         up = GaugeMetricFamily("headway_worker_up", "Whether a worker takes work", labels=["worker", "role"])
         legs = GaugeMetricFamily("headway_worker_legs", "Legs under way", labels=["worker", "role"])
         ejections = GaugeMetricFamily(
             "headway_worker_ejections", "Ejections not forgiven", labels=["worker", "role"]
         )
+        backpressure = CounterMetricFamily(
+            "headway_engine_backpressure",
+            "Requests an engine refused because it had enough to do",
+            labels=["worker", "role"],
+        )
+        limit = GaugeMetricFamily(
+            "headway_engine_limit_requests",
+            "Requests an engine takes at once, as learned from its refusals",
+            labels=["worker", "role"],
+        )
         for worker in self._workers:
             labels = [worker.name, worker.spec.role.value]
+            backpressure.add_metric(labels, worker.limit.refusals)
+            if worker.limit.limit is not None:
+                limit.add_metric(labels, worker.limit.limit)
             up.add_metric(labels, float(worker.state is State.UP and not worker.draining))
             legs.add_metric(labels, len(worker.legs))
-            ejections.add_metric(labels, worker.ejections)
-        return [up, legs, ejections]
+            ejections.add_metric(labels, worker.health.ejections)
+        return [up, legs, ejections, backpressure, limit]

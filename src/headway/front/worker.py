@@ -1,16 +1,17 @@
-"""One engine as the gateway sees it: its state, what the policy was told of it, and what is under way there.
+"""One engine as a front door sees it: its health, what the policy knows of it, and what is under way there.
 
-starting ──▶ up ──▶ ejected ──▶ down         ejected: takes nothing new (it failed us); down: it is gone
-             ▲ ◀──────┘          │           a return takes healthy checks in a row, twice as many each time
-             └───────────────────┘           an engine that said it leaves returns in a new life only
+Its states are those of `core/engine_health.py`; its concurrency limit is learned by
+`core/concurrency_limit.py`.
 """
 
 import asyncio
 import math
 from dataclasses import replace
-from enum import StrEnum
 from typing import Protocol
 
+from headway.core.concurrency_limit import ConcurrencyLimit
+from headway.core.engine_health import EngineHealth, HealthRules
+from headway.core.engine_health import EngineState as State
 from headway.core.events import InstanceUp
 from headway.front.config import InstanceSpec
 from headway.front.events import Listener
@@ -24,36 +25,33 @@ SILENT_S = 10.0
 _FAR = 20_000
 
 
-class State(StrEnum):
-    """Whether an engine gets work."""
-
-    STARTING = "starting"
-    UP = "up"
-    EJECTED = "ejected"
-    DOWN = "down"
-
-
 class Leg(Protocol):
-    """A request under way on a worker."""
+    """A request under way at an engine. `scheduled`: the policy placed it there."""
+
+    scheduled: bool
 
     def abandon(self, worker: "Worker") -> None:
         """The worker is gone: give up, unless bytes are coming."""
 
 
 class Worker:
-    """An engine. `draining`: an operator's wish, which outlasts its health. `leaving`: the engine's own word,
-    which lasts until it has been away. `models`: name → longest context.
+    """An engine.
+
+    `health` decides whether it gets work, `limit` how much at once. `draining`: set by an operator; it
+    outlasts every state of health. `told`: the event that introduced it to the policy; None while it is down.
+    `models`: name → longest context.
     """
 
     inference: Inference
 
-    def __init__(self, spec: InstanceSpec) -> None:
+    def __init__(self, spec: InstanceSpec, rules: HealthRules | None = None, now: float = -math.inf) -> None:
         self.spec = spec
         self.name = spec.name
         self.ranks = spec.ranks
-        self.state = State.STARTING
+        self.health = EngineHealth(rules or HealthRules(), now)
+        self.limit = ConcurrencyLimit()
+        self.limit_told: int | None = None  # what the policy knows of it
         self.draining = False
-        self.leaving = False
         self.told: InstanceUp | None = None
         self.epoch = 0
         self.sequence = 0
@@ -62,17 +60,20 @@ class Worker:
         self.said_hello = asyncio.Event()
         self.legs: set[Leg] = set()
         self.models: dict[str, int | None] = {}
-        self.missed = 0  # health checks in a row
-        self.passed = 0
-        self.errors = 0  # failed requests in a row
-        self.ejections = 0
-        self.answered_s = -math.inf  # somebody: slow for another request then, but not hung
-        self.up_since_s = math.inf
-        self.why = "not checked yet"
         self.puzzles: set[type[Exception]] = set()  # what went wrong with it that should not have
         self._hello: InstanceUp | None = None
         self._base = 0
         self._last_number = 0
+
+    @property
+    def state(self) -> State:
+        """The state of its health."""
+        return self.health.state
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are under way there that the policy placed."""
+        return sum(getattr(leg, "scheduled", True) for leg in self.legs)
 
     @property
     def chunk_tokens(self) -> int:
@@ -99,18 +100,12 @@ class Worker:
         return self.up_event() != self.told
 
     def reached(self, epoch: int) -> bool:
-        """Note the epoch it is in; whether it is a new one, in which it has not said that it leaves."""
+        """Update the epoch. Return whether it is a new one, in which the engine has not announced its end."""
         if epoch <= self.epoch:
             return False
         self.epoch = epoch
-        self.is_back()
+        self.health.reached_end()
         return True
-
-    def is_back(self) -> None:
-        """What it said before it was away no longer holds."""
-        if self.leaving:
-            self.leaving = False
-            self.passed = 0
 
     def up_event(self) -> InstanceUp:
         """Return the event that introduces it to the policy."""

@@ -1,17 +1,14 @@
-"""Decides which engines get work: they are added, checked, ejected, taken back, drained and removed here.
+"""Keeps the engines: adds, checks, drains and removes them, and tells the policy what becomes of them.
 
-Everything the policy hears about instances comes from this file: `InstanceUp`, `InstanceDraining`,
-`InstanceDown`, and the reports of passes, told by the engine (`events.py`) or worked out
-(`inference.py`).
+Whether an engine gets work is decided by `core/engine_health.py`, how much at once by
+`core/concurrency_limit.py`. This file feeds both with health checks and with what becomes of requests, and
+carries out what they decide. Everything the policy hears about instances comes from here: `InstanceUp`,
+`InstanceDraining`, `InstanceDown`, `ConcurrencyLimited`, and the reports of passes, which the engine
+publishes (`events.py`) or which are estimated (`inference.py`).
 
-Rule 1. An engine that refuses a connection, or fails `eject_after` requests in a row, gets nothing new at
-        once (`InstanceDraining`): what streams from it goes on.
-Rule 2. It is down when health checks say so. Then every request there without a first byte goes elsewhere.
-Rule 3. It returns after healthy checks in a row, twice as many after each ejection: a flapping engine
-        fades out.
-Rule 4. An engine that says it drains, or says goodbye, is not taken back because it still passes checks:
-        only in a new epoch, or when it has been away.
-Rule 5. Adding and removing go on when whoever asked for it is gone, and leave nothing half done.
+Rule 1. An ejected engine gets nothing new (`InstanceDraining`); what streams from it goes on.
+Rule 2. When it is down, every request there without a first byte goes elsewhere.
+Rule 3. Adding and removing go on when whoever asked for it is gone, and leave nothing half done.
 """
 
 import asyncio
@@ -22,8 +19,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from headway.core.engine_health import HealthChange, OutcomeRate
 from headway.core.errors import ConfigError, InvariantError, unknown_name
 from headway.core.events import (
+    ConcurrencyLimited,
     Event,
     InstanceDown,
     InstanceDraining,
@@ -53,8 +52,6 @@ _T = TypeVar("_T")
 HELLO_S = 0.5
 #: An ejected engine is looked at again this soon.
 RECHECK_S = 0.2
-#: Up for this long, an engine's ejections are forgotten.
-FORGIVEN_S = 60.0
 #: How often a drained worker is looked at to see whether its last request is over.
 DRAIN_LOOK_S = 0.05
 
@@ -97,6 +94,8 @@ class Workers:
         self._kicks: dict[str, asyncio.Event] = {}
         self._errands: set[asyncio.Task[Any]] = set()
         self._reconciling = asyncio.Lock()
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._missing_since_s: dict[Role, float] = dict.fromkeys(self._roles(), clock())
         self.on_removed: Callable[[str], None] = lambda name: None
 
     def __iter__(self) -> Iterator[Worker]:
@@ -114,8 +113,41 @@ class Workers:
 
     def ready(self) -> bool:
         """Whether every role has an engine that takes work."""
-        roles = {Role.PREFILL, Role.DECODE} if self.config.disaggregated else {Role.AGGREGATED}
-        return roles <= {worker.spec.role for worker in self if worker.takes_work()}
+        return not self._missing_since_s
+
+    def _roles(self) -> set[Role]:
+        return {Role.PREFILL, Role.DECODE} if self.config.disaggregated else {Role.AGGREGATED}
+
+    def missing_since_s(self, roles: Iterable[Role]) -> float | None:
+        """Return since when one of these roles has no engine that takes work; None if each has one."""
+        return min(
+            [self._missing_since_s[role] for role in roles if role in self._missing_since_s], default=None
+        )
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until a condition on the engines holds, and return whether it does in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._waiting.add(changed)
+                    try:
+                        await changed
+                    finally:
+                        self._waiting.discard(changed)
+        return condition()
+
+    def _changed(self) -> None:
+        """Follow a change of which engines take work."""
+        able = {worker.spec.role for worker in self if worker.takes_work()}
+        for role in self._roles():
+            if role in able:
+                self._missing_since_s.pop(role, None)
+            else:
+                self._missing_since_s.setdefault(role, self._clock())
+        for changed in self._waiting:
+            if not changed.done():
+                changed.set_result(None)
 
     def models(self) -> dict[str, int | None]:
         """Return the models served with their longest context, where told."""
@@ -163,7 +195,8 @@ class Workers:
             raise ConfigError(f"there is a worker {spec.name!r} already")
         self.config.check_instance(spec)
         self._addresses.claim(spec)
-        worker = self._workers[spec.name] = Worker(spec)
+        worker = Worker(spec, self.config.health.rules(), self._clock())
+        self._workers[spec.name] = worker
         worker.inference = Inference(
             worker,
             lambda event: self._inferred(worker, event),
@@ -194,6 +227,7 @@ class Workers:
             worker.draining = True
             if worker.told is not None:
                 self._tell(InstanceDraining(name))
+            self._changed()
         return worker
 
     def undrain(self, name: str) -> Worker:
@@ -202,6 +236,7 @@ class Workers:
         worker.draining = False
         if worker.state is State.UP:
             self._introduce(worker)
+        self._changed()
         return worker
 
     async def remove(self, name: str, *, timeout_s: float = 0.0) -> None:
@@ -219,7 +254,7 @@ class Workers:
     async def _discard(self, worker: Worker, why: str) -> None:
         if self._is_here(worker):
             await self._forget(worker.name)
-            self._down(worker, why)
+            self._carry_out(worker, worker.health.removed(self._clock(), why))
             self.on_removed(worker.name)
 
     async def reconcile(self, instances: tuple[InstanceSpec, ...], *, timeout_s: float = 0.0) -> None:
@@ -274,34 +309,90 @@ class Workers:
             if worker.name in self._kicks:
                 self._kicks[worker.name].set()
 
-    # What requests tell of engines
-
-    def failed(self, worker: Worker, why: str, *, refused: bool) -> None:
-        """Note that a request failed there."""
-        worker.errors += 1
-        if refused or worker.errors >= self.config.health.eject_after:
-            self._eject(worker, why)
+    # What becomes of requests
 
     def worked(self, worker: Worker) -> None:
-        """Note that a request was answered there."""
-        worker.errors = 0
+        """Note that an engine served a request, which is still among its legs."""
+        now = self._clock()
+        worker.health.served(now)
+        if worker.limit.limit is not None:
+            worker.limit.answered(now, worker.in_flight)
+            self._limit(worker)
 
-    def send_elsewhere(self, worker: Worker | None, failed: Event) -> None:
-        """Hand in the failure of a request while its engine takes nothing new, so that it goes to another
-        one.
-        """
-        spare = (
-            worker is not None
-            and worker.takes_work()
-            and any(w.takes_work() for w in self if w is not worker)
-        )
-        if worker is None or not spare:
-            self._tell(failed)
+    def unreachable(self, worker: Worker, why: str) -> None:
+        """Note that an engine refused a connection."""
+        self._carry_out(worker, worker.health.unreachable(self._clock(), why))
+
+    def at_fault(self, worker: Worker, why: str) -> None:
+        """Note that an engine failed a request that another engine served."""
+        self._carry_out(worker, worker.health.failed(self._clock(), why, last=not self._others(worker)))
+
+    def failed(self, worker: Worker, why: str, *, refused: bool) -> None:
+        """Note that an engine failed a request that no other engine tried. `refused`: no connection."""
+        if refused:
+            self.unreachable(worker, why)
             return
-        self._tell(InstanceDraining(worker.name))
+        others = self._others(worker)
+        rate = sum((other.health.outcomes for other in others), OutcomeRate())
+        change = worker.health.failed_alone(self._clock(), why, others=rate, last=not others)
+        self._carry_out(worker, change)
+
+    def exonerated(self, worker: Worker) -> None:
+        """Note that an engine failed a request that other engines failed as well."""
+        worker.health.exonerated()
+
+    def silent(self, worker: Worker, why: str) -> None:
+        """Note that an engine answered no request at all for as long as a request waits for its answer."""
+        self._carry_out(worker, worker.health.silent(self._clock(), why))
+
+    def pushed_back(self, worker: Worker, retry_after_s: float | None) -> None:
+        """Note that an engine refused a request, no longer among its legs, because it has enough to do."""
+        now = self._clock()
+        worker.health.answered_s = now
+        worker.limit.refused(now, worker.in_flight, retry_after_s)
+        self._limit(worker)
+
+    def check_soon(self, worker: Worker) -> None:
+        """Check an engine's health now: something broke there."""
+        if worker.name in self._kicks:
+            self._kicks[worker.name].set()
+
+    def has_other(self, worker: Worker, tried: frozenset[str]) -> bool:
+        """Whether another engine of its role takes work that is not among those tried."""
+        return any(other.name not in tried for other in self._others(worker))
+
+    def _others(self, worker: Worker) -> list[Worker]:
+        """Return the other engines of its role that take work."""
+        role = worker.spec.role
+        return [
+            other for other in self if other is not worker and other.spec.role is role and other.takes_work()
+        ]
+
+    def _limit(self, worker: Worker) -> None:
+        """Tell the policy how many requests an engine takes at once, if that changed."""
+        now = self._clock()
+        allowed = worker.limit.allowed(now)
+        if worker.told is None or allowed == worker.limit_told:
+            return
+        worker.limit_told = allowed
+        resumes_s = worker.limit.resumes_s(now)
+        if resumes_s is not None:
+            self._call_at(resumes_s, self._limit, worker)
+        self._tell(ConcurrencyLimited(worker.name, allowed))
+
+    def send_elsewhere(self, avoid: Iterable[Worker], failed: Event) -> None:
+        """Hand in the failure of a request while the engines to avoid take nothing new.
+
+        An engine is avoided only where another one of its role takes work.
+        """
+        avoided = [worker for worker in avoid if worker.takes_work()]
+        avoided = [w for w in avoided if any(other not in avoided for other in self._others(w))]
+        for worker in avoided:
+            self._tell(InstanceDraining(worker.name))
         self._tell(failed)
-        if worker.takes_work():
-            self._introduce(worker)
+        for worker in avoided:
+            if worker.takes_work():
+                self._introduce(worker)
 
     def poll(self, name: str) -> None:
         """Get a snapshot of an engine for the policy, in the background."""
@@ -320,7 +411,7 @@ class Workers:
         scrape_s = self.config.inference.scrape_interval_s
         scraped_s = self._clock()
         while True:
-            soon = worker.state is State.EJECTED and not worker.leaving
+            soon = worker.state is State.EJECTED and not worker.health.leaving
             with suppress(TimeoutError):
                 async with asyncio.timeout(RECHECK_S if soon else self.config.health.interval_s):
                     await kick.wait()
@@ -348,10 +439,21 @@ class Workers:
             return
         if not self._is_here(worker):
             return
-        if problem is None:
-            await self._passed(worker)
-        else:
-            self._missed(worker, problem, refused)
+        now = self._clock()
+        if problem is not None:
+            self._carry_out(worker, worker.health.check_failed(now, problem, unreachable=refused))
+            self._report(worker, now)
+        elif worker.health.check_passed(now):
+            await self._learn_models(worker)
+            if self._is_here(worker) and not worker.health.leaving:
+                self._carry_out(worker, worker.health.admit(self._clock()))
+
+    def _report(self, worker: Worker, now: float) -> None:
+        """Log why an engine is not up: at its first failed check, at each change, and every minute."""
+        if worker.health.report_due(now):
+            since_s = round(now - worker.health.since_s, 1)
+            extra = {"instance": worker.name, "reason": worker.health.reason, "for_s": since_s}
+            log.warning("engine not up", extra=extra | {"state": worker.state.value})
 
     async def _probe(self, worker: Worker) -> tuple[str | None, bool]:
         """Return what is wrong with an engine, None if nothing is, and whether nobody listens there.
@@ -381,64 +483,35 @@ class Workers:
         finally:
             answer.close()
 
-    async def _passed(self, worker: Worker) -> None:
-        worker.missed = 0
-        worker.passed += 1
-        now = self._clock()
-        if worker.state is State.UP:
-            if now - worker.up_since_s > FORGIVEN_S:
-                worker.ejections = 0
+    def _carry_out(self, worker: Worker, change: HealthChange | None) -> None:
+        """Follow a change of an engine's health."""
+        if change is None:
             return
-        if worker.leaving:
-            return
-        health = self.config.health
-        needed = min(health.return_most, health.return_after * 2 ** max(0, worker.ejections - 1))
-        if worker.state is State.STARTING or worker.passed >= needed:
-            await self._learn_models(worker)
-            if self._is_here(worker) and not worker.leaving:
-                self._up(worker)
+        if change.new is State.UP:
+            self._came_up(worker, change)
+        elif change.new is State.EJECTED:
+            log.warning("worker ejected", extra={"instance": worker.name, "reason": change.reason})
+            self._tell(InstanceDraining(worker.name))
+            self.check_soon(worker)
+        else:
+            self._went_down(worker, change)
+        worker.health.report_due(self._clock())  # this line said why
+        self._changed()
 
-    def _missed(self, worker: Worker, problem: str, refused: bool) -> None:
-        worker.passed = 0
-        worker.missed += 1
-        worker.why = problem
-        if refused or worker.missed >= self.config.health.eject_after:
-            worker.is_back()  # when it passes again
-        if worker.state is State.EJECTED or worker.missed >= self.config.health.eject_after:
-            if worker.state in (State.UP, State.EJECTED):
-                worker.ejections += worker.state is State.UP
-                self._down(worker, problem)
-        elif refused:
-            self._eject(worker, problem)
-
-    def _up(self, worker: Worker) -> None:
-        if worker.state is State.DOWN:
+    def _came_up(self, worker: Worker, change: HealthChange) -> None:
+        if change.old is State.DOWN:
             worker.begin_anew()
-        worker.state, worker.why = State.UP, ""
-        worker.errors = 0
-        worker.up_since_s = self._clock()
         log.info("worker up", extra={"instance": worker.name})
         if not worker.draining:
             self._introduce(worker)
 
-    def _eject(self, worker: Worker, why: str) -> None:
-        if worker.state is not State.UP:
-            return
-        worker.state, worker.why = State.EJECTED, why
-        worker.ejections += 1
-        worker.passed = 0
-        log.warning("worker ejected", extra={"instance": worker.name, "reason": why})
-        self._tell(InstanceDraining(worker.name))
-        if worker.name in self._kicks:
-            self._kicks[worker.name].set()
-
-    def _down(self, worker: Worker, why: str) -> None:
-        worker.state, worker.why = State.DOWN, why
-        worker.passed = 0
-        log.warning("worker down", extra={"instance": worker.name, "reason": why})
+    def _went_down(self, worker: Worker, change: HealthChange) -> None:
+        log.warning("worker down", extra={"instance": worker.name, "reason": change.reason})
         if worker.told is not None:
             worker.told = None
             self._tell(InstanceDown(worker.name))
+        worker.limit.forget()
+        worker.limit_told = None
         worker.rebase()
         worker.inference.clear()
         for leg in list(worker.legs):
@@ -487,12 +560,12 @@ class Workers:
             self._introduce(worker)
 
     def said_goodbye(self, worker: Worker, *, draining: bool) -> None:
-        """Believe an engine that says it leaves, though it may pass checks for a while."""
-        worker.leaving = True
+        """Take in that an engine announces its end, though it may pass checks for a while."""
+        now = self._clock()
         if draining:
-            self._eject(worker, "it drains")
-        elif worker.state in (State.UP, State.EJECTED):
-            self._down(worker, "it said goodbye")
+            self._carry_out(worker, worker.health.drains(now, "it drains"))
+        else:
+            self._carry_out(worker, worker.health.left(now, "it said goodbye"))
 
     # The last resort
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+from headway.front.headers import read_retry_after
 from headway.front.usage import Tail, usage_of
 from headway.hosts.envoy.desk import Desk, Served
 from headway.hosts.envoy.messages import StreamAccessLogsResponse
@@ -75,6 +76,7 @@ class AnswerAccount:
         self._learn = learn
         self._status = 0
         self._endpoint: str | None = None
+        self._retry_after_s: float | None = None
         self._streams = False
         self._tail = Tail()
         self._began = self._over = False
@@ -85,6 +87,7 @@ class AnswerAccount:
         if kind == "response_headers":
             headers = headers_of(message.response_headers.headers)
             self._status = _status(headers)
+            self._retry_after_s = read_retry_after(headers)
             self._streams = headers.get("content-type", "").startswith("text/event-stream")
             self._endpoint = _served_by(message.metadata_context.filter_metadata)
             self._ended(message.response_headers.end_of_stream)
@@ -119,7 +122,9 @@ class AnswerAccount:
             self._over = True
             if self._streams:
                 self._count(*self._tail.usage())
-            self._desk.over(self._key, Served(self._status, endpoint=self._endpoint))
+            self._desk.over(
+                self._key, Served(self._status, endpoint=self._endpoint, retry_after_s=self._retry_after_s)
+            )
 
 
 def headers_of(of: Any) -> dict[str, str]:

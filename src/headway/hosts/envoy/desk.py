@@ -55,6 +55,7 @@ class Served:
 
     `ttft_s`, `duration_s`: since it arrived; None: not told. `endpoint`: who served it. `unreached`: Envoy
     could not connect to it. `blame`: whether a bad status is the engine's; some are Envoy's own.
+    `retry_after_s`: what the engine's `Retry-After` says.
     """
 
     status: int
@@ -63,6 +64,7 @@ class Served:
     endpoint: str | None = None
     unreached: bool = False
     blame: bool = True
+    retry_after_s: float | None = None
 
 
 class Desk(Protocol):

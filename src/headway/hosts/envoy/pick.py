@@ -10,7 +10,7 @@ from collections.abc import Callable
 from headway.core.actions import Dispatch, Recall, Reject
 from headway.core.events import Role
 from headway.core.request import Request
-from headway.front.errors import Refusal, overloaded, rejected
+from headway.front.errors import Refusal, rejected
 from headway.front.requests import Call
 from headway.front.worker import Worker
 
@@ -23,6 +23,8 @@ class Pick:
     `taken_back` hears of what can no longer be taken back, `abandoned` of a worker that is gone with it; the
     former may not feed an event at once.
     """
+
+    scheduled = True
 
     def __init__(
         self,
@@ -90,24 +92,25 @@ class Pick:
 
     # What the stream does
 
-    async def place(self, roles: tuple[Role, ...], timeout_s: float) -> list[Dispatch]:
-        """Wait for a place of each role, in their order. Raises Refusal when there will be none, or not in
-        time.
+    async def place(self, roles: tuple[Role, ...], timeout_s: float) -> list[Dispatch] | None:
+        """Wait for a place of each role, and return them in this order; None when that takes too long.
+
+        Raises Refusal when the policy refuses the request.
         """
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + timeout_s
         self._wanted = roles
         while not self._has_all():
             if self._refusal is not None:
                 raise self._refusal
-            self._awaited = asyncio.get_running_loop().create_future()
+            if loop.time() >= ends_s:
+                return None
+            self._awaited = loop.create_future()
+            timer = loop.call_at(ends_s, _give_up, self._awaited)
             try:
-                async with asyncio.timeout(timeout_s) as timer:
-                    await self._awaited
-            except TimeoutError:
-                if not timer.expired():
-                    raise
-                message = f"No engine took the request in {timeout_s:g} s."
-                raise overloaded("queue_timeout", message) from None
+                await self._awaited
             finally:
+                timer.cancel()
                 self._awaited = None
         return [self._places.pop(role) for role in roles]
 
@@ -118,3 +121,8 @@ class Pick:
 
     def _has_all(self) -> bool:
         return all(role in self._places for role in self._wanted)
+
+
+def _give_up(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -10,6 +10,7 @@ Rule 4. In phases, a request is joined by its `x-request-id`: its decode is plac
         and when nobody comes for it within the time its KV is kept, it is over.
 """
 
+import asyncio
 import logging
 import secrets
 from collections import Counter, defaultdict, deque
@@ -35,6 +36,7 @@ from headway.front.errors import Refusal, bad_request, not_leader, overloaded, u
 from headway.front.lease import Elector
 from headway.front.models import check_model, schedulable_length
 from headway.front.over import Over
+from headway.front.place_wait import PlaceWait
 from headway.front.requests import Call
 from headway.front.worker import Worker
 from headway.front.workers import Workers
@@ -66,6 +68,8 @@ class _UnderWay:
 
 class _Aside:
     """A request beside the policy, as a worker's leg."""
+
+    scheduled = False
 
     def abandon(self, worker: Worker) -> None:
         """Envoy will find out."""
@@ -99,6 +103,7 @@ class Picks:
         self._call_at = call_at
         self._on_done = on_done
         self._count_as = count_as
+        self._wait_bounds = PlaceWait(workers, config.limits, _loop_time)
         self._boot = secrets.token_hex(4)
         self._numbers = count(1)
         self._under_way: dict[str, _UnderWay] = {}
@@ -126,7 +131,9 @@ class Picks:
         without an engine and where another replica may place. Cancelled, withdraws it.
         """
         roles = self._roles(asked.phase)
-        if not all(self.endpoints.able(role) for role in roles):
+        if not await self._workers.until(
+            lambda: all(self.endpoints.able(role) for role in roles), self._config.limits.no_engine_timeout_s
+        ):
             raise unavailable("no_engine", "No engine is up that could take the request.")
         if self.endpoints.leaves_out(asked.subset, roles):
             return self._within(asked.subset, roles)
@@ -246,12 +253,10 @@ class Picks:
             self._driver.feed(Failed(pick.request.id, why, retry=True))
 
     async def _wait(self, pick: Pick, roles: tuple[Role, ...]) -> list[Dispatch]:
-        try:
-            return await pick.place(roles, self._config.limits.queue_timeout_s)
-        except Refusal as refusal:
-            if refusal.code == "queue_timeout" and not self._workers.ready():
-                raise unavailable("no_engine", "No engine is up that could take the request.") from None
-            raise
+        began_s = _loop_time()
+        while (places := await pick.place(roles, self._wait_bounds.left_s(began_s, roles))) is None:
+            self._wait_bounds.check(began_s, roles)
+        return places
 
     def _answer(
         self, pick: Pick, places: list[tuple[Worker, Dispatch]], subset: frozenset[str] | None
@@ -346,7 +351,7 @@ class Picks:
             return
         pick = under_way.pick
         pick.first_byte_s = self._clock()
-        under_way.worker.answered_s = pick.first_byte_s
+        under_way.worker.health.answered_s = pick.first_byte_s
         if under_way.role is not Role.PREFILL:  # of a phase, that is the end
             self._prefill_done(pick)
 
@@ -372,6 +377,8 @@ class Picks:
         if self._keys.get(under_way.envoy_id) == key:
             del self._keys[under_way.envoy_id]
         worker, pick = under_way.worker, under_way.pick
+        if 0 < served.status < 400 and not self._went_elsewhere(under_way, served):
+            self._workers.worked(worker)
         worker.legs.discard(under_way.leg)
         self._judge(under_way, served)
         if pick is None or pick.over:
@@ -404,22 +411,31 @@ class Picks:
             self.over(waiting.popleft()[1], Served(200))
 
     def _judge(self, under_way: _UnderWay, served: Served) -> None:
-        """Let the answer speak for the engine, or against it."""
+        """Report to an engine's health that it failed a request.
+
+        Only Envoy could try the request at another engine, so no failure here has been tried elsewhere.
+        """
         worker = under_way.worker
-        elsewhere = served.endpoint is not None and served.endpoint != under_way.endpoint
-        if elsewhere:
+        if self._went_elsewhere(under_way, served):
             self._count_as("elsewhere")
-            if not worker.errors:
+            if not worker.health.failures:
                 extra = {"instance": worker.name, "endpoint": served.endpoint}
                 log.warning("Envoy went elsewhere", extra=extra)
-            self._workers.failed(worker, f"Envoy went to {served.endpoint} instead", refused=False)
+            self._workers.at_fault(worker, f"Envoy went to {served.endpoint} instead")
         elif served.unreached:
-            self._workers.failed(worker, "Envoy cannot connect to it", refused=True)
+            self._workers.unreachable(worker, "Envoy cannot connect to it")
+        elif served.status in (429, 503) and served.blame:
+            self._count_as("backpressure")
+            self._workers.pushed_back(worker, served.retry_after_s)
         elif served.status >= 500 and served.blame:
             self._workers.failed(worker, f"{worker.name} answers {served.status}", refused=False)
-        elif 0 < served.status < 500:
-            worker.answered_s = self._clock()
+            if served.status == 502:  # it broke off
+                self._workers.check_soon(worker)
+        elif 400 <= served.status < 500:
             self._workers.worked(worker)
+
+    def _went_elsewhere(self, under_way: _UnderWay, served: Served) -> bool:
+        return served.endpoint is not None and served.endpoint != under_way.endpoint
 
     def _taken_back(self, pick: Pick) -> None:
         """The policy recalls what Envoy has (rule 2). It has its place in the policy's buffer by now."""
@@ -478,6 +494,11 @@ class Picks:
     def _role_of(self, instance: str) -> Role | None:
         worker = self._workers.get(instance)
         return None if worker is None else worker.spec.role
+
+
+def _loop_time() -> float:
+    """Return the time by which a request's wait ends."""
+    return asyncio.get_running_loop().time()
 
 
 def _last_event(pick: Pick, status: int, served: Served | None) -> Event:

@@ -13,22 +13,38 @@ from typing import Self
 from headway.core.actions import Dispatch, Recall, Reject
 from headway.core.errors import EngineError
 from headway.core.events import Event, Finished, Role
+from headway.core.fault_attribution import Fault, RequestFaults
 from headway.core.request import Request
-from headway.front.errors import Refusal, overloaded, rejected
+from headway.front.errors import Refusal, rejected
 from headway.front.requests import Call
 from headway.front.transport import Sink
 from headway.front.worker import Worker
 from headway.hosts.gateway.tracing import NO_TRACE, Trace
 
-__all__ = ["Flight", "LegError", "RecalledError"]
+__all__ = ["EngineSaysNo", "Flight", "LegError", "RecalledError"]
+
+
+class EngineSaysNo(Exception):  # noqa: N818  an answer, not a fault
+    """An engine's answer that is no success. Its body is for the client alone: it may repeat the prompt,
+    which no log may hold.
+    """
+
+    def __init__(
+        self, status: int, content_type: str, body: bytes, *, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(f"the engine answers {status}")
+        self.status = status
+        self.content_type = content_type
+        self.body = body
+        self.retry_after_s = retry_after_s
 
 
 class LegError(EngineError):
-    """An engine failed a leg. `status` is what the client is told if nothing else helps.
+    """An engine failed a request, or this host could not have it served there.
 
-    `answered`: the engine lives and said no, or was too slow; to ask again is to ask more of it.
-    `said`: its own words, for the client alone: they may repeat the prompt, which no log may hold.
-    `silent`: the engines that owed a byte when time was up: some of them hang.
+    `fault`: how; None: an error of the worker's, without one this host's. `status`: what the client gets if
+    nothing else helps and there is no `answer`, which is the engine's own. `silent`: the engines that owed a
+    byte when time was up: some of them may hang.
     """
 
     def __init__(
@@ -37,17 +53,15 @@ class LegError(EngineError):
         *,
         status: int = 502,
         worker: Worker | None = None,
-        refused: bool = False,
-        answered: bool = False,
-        said: str = "",
+        fault: Fault | None = None,
+        answer: EngineSaysNo | None = None,
         silent: tuple[Worker, ...] = (),
     ) -> None:
         super().__init__(reason)
         self.status = status
         self.worker = worker
-        self.refused = refused
-        self.answered = answered
-        self.said = said
+        self.fault = fault or (Fault.OURS if worker is None else Fault.ERROR)
+        self.answer = answer
         self.silent = silent
 
 
@@ -56,7 +70,13 @@ class RecalledError(Exception):
 
 
 class Flight:
-    """One request. Times are the clock's, None until they come."""
+    """One request. Times are the clock's, None until they come.
+
+    `hold_began_s`: since when it waits for a place; a refusal by an engine that has enough does not begin it
+    anew. `patience_s`: how long the engine that was asked last may be silent.
+    """
+
+    scheduled = True
 
     def __init__(
         self,
@@ -67,6 +87,7 @@ class Flight:
         *,
         role_of: Callable[[str], Role | None],
         clock: Callable[[], float],
+        retries: int = 0,
         trace: Trace = NO_TRACE,
     ) -> None:
         self.request = request
@@ -74,6 +95,7 @@ class Flight:
         self.headers = headers
         self.sink = sink
         self.trace = trace
+        self.faults = RequestFaults(retries)
         self.attempts = 0  # that engines failed
         self.tries = 0  # all, recalled ones too
         self.waits = False  # counted in the buffer
@@ -85,6 +107,8 @@ class Flight:
         self.dispatched_s: float | None = None
         self.first_byte_s: float | None = None
         self.prefill_done_s: float | None = None
+        self.hold_began_s: float | None = None
+        self.patience_s = 0.0
         self.ended_s: float | None = None
         self.instances: list[str] = []
         self.owing: tuple[Worker, ...] = ()  # that were asked and have not answered
@@ -93,7 +117,7 @@ class Flight:
         self._role_of = role_of
         self._clock = clock
         self._places: dict[Role, Dispatch] = {}
-        self._awaited: tuple[Role, asyncio.Future[Dispatch]] | None = None
+        self._awaited: tuple[Role, asyncio.Future[Dispatch | None]] | None = None
         self._scope: asyncio.Timeout | None = None
         self._cut: Exception | None = None
 
@@ -127,7 +151,7 @@ class Flight:
     def abandon(self, worker: Worker) -> None:
         """Give up the legs, unless bytes have gone out: what streams may still come to its end."""
         if not self.sink.started:
-            self._interrupt(LegError(f"{worker.name} is down", status=503, worker=worker))
+            self._interrupt(LegError(f"{worker.name} is down", status=503, worker=worker, fault=Fault.DOWN))
 
     def role_at_last(self) -> Role | None:
         """Return what the engine of the last leg does; None when there was none, or it was removed."""
@@ -146,23 +170,19 @@ class Flight:
             self.over = True
             feed(Finished(self.request.id, self.output_tokens or 0))
 
-    async def place(self, role: Role, timeout_s: float) -> Dispatch:
-        """Wait to be dispatched to an instance of this role. Raises Refusal (429) when that takes too
-        long.
-        """
+    async def place(self, role: Role, timeout_s: float) -> Dispatch | None:
+        """Wait to be dispatched to an instance of this role. Return None when that takes too long."""
         ready = self._places.pop(role, None)
         if ready is not None:
             return ready
-        future: asyncio.Future[Dispatch] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Dispatch | None] = loop.create_future()
         self._awaited = (role, future)
+        timer = loop.call_later(timeout_s, _give_up, future)
         try:
-            async with asyncio.timeout(timeout_s) as timer:
-                return await future
-        except TimeoutError:
-            if not timer.expired():
-                raise
-            raise overloaded("queue_timeout", f"No engine took the request in {timeout_s:g} s.") from None
+            return await future
         finally:
+            timer.cancel()
             self._awaited = None
 
     def forget_places(self) -> None:
@@ -185,6 +205,7 @@ class Flight:
         """Let the scope end after so long unless `limit` says otherwise; who was not `heard` is silent."""
         self.heard(worker)  # it owes once
         self.owing += (worker,)
+        self.patience_s = max(self.patience_s, within_s)
         self.limit(within_s)
 
     def heard(self, worker: Worker) -> None:
@@ -200,7 +221,7 @@ class Flight:
         if self._cut is not None:
             cut, self._cut = self._cut, None
             raise cut
-        self.owing = ()
+        self.owing, self.patience_s = (), 0.0
         self._scope = asyncio.timeout(None)
         await self._scope.__aenter__()
         return self
@@ -229,7 +250,7 @@ class Flight:
         who = " and ".join(worker.name for worker in silent) or "the engine"
         worker = silent[0] if silent else None
         reason = f"{who} was silent for too long"
-        return LegError(reason, status=504, worker=worker, answered=True, silent=silent)
+        return LegError(reason, status=504, worker=worker, fault=Fault.SLOW, silent=silent)
 
     def _interrupt(self, cut: Exception) -> None:
         """End the wait or the legs of this attempt with `cut`."""
@@ -241,3 +262,8 @@ class Flight:
         self._cut = cut
         if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
+
+
+def _give_up(future: asyncio.Future[Dispatch | None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -3,8 +3,8 @@
 Rule 1. What a leg holds (its seat at the worker, its connection) is released in `finally`.
 Rule 2. Nothing goes to the client before the engine has answered well: until then the leg may be made
         elsewhere.
-Rule 3. An engine's 4xx is the client's affair and is passed on; its 5xx and 429 are the engine's, and
-        tried elsewhere.
+Rule 3. An engine's 4xx is the client's affair and is passed on. With a 429 or 503 it has enough to do; any
+        other 5xx it failed: what that means is decided by `core/fault_attribution.py`.
 Rule 4. What this replica decided as the leader of its pool is sent only while it leads still, and with the
         token of its term: an engine that has seen a newer one refuses.
 Rule 5. A stream that breaks after its first byte is never repeated: the client gets an error event and a cut
@@ -19,21 +19,21 @@ import msgspec
 
 from headway.core.actions import Dispatch
 from headway.core.events import Event, PrefillDone, Role
+from headway.core.fault_attribution import Fault
 from headway.front.config import LimitsSpec
-from headway.front.errors import Refusal, unavailable
+from headway.front.headers import read_retry_after
 from headway.front.lease import Elector
+from headway.front.place_wait import PlaceWait
 from headway.front.transport import Answer, ExhaustedError, Transport, TransportError
 from headway.front.usage import Tail, Usage, usage_of
 from headway.front.worker import Worker
 from headway.front.workers import Workers
-from headway.hosts.gateway.flight import Flight, LegError
+from headway.hosts.gateway.flight import EngineSaysNo, Flight, LegError
 
-__all__ = ["EngineSaysNo", "Idle", "Legs"]
+__all__ = ["Idle", "Legs"]
 
 #: How a stream begins that is none.
 ERROR_EVENT = b'data: {"error"'
-#: Of an error's text, this much is passed on.
-MOST_REASON_BYTES = 500
 
 
 class _Error(msgspec.Struct):
@@ -45,16 +45,6 @@ class _Said(msgspec.Struct):
 
 
 _said = msgspec.json.Decoder(_Said)
-
-
-class EngineSaysNo(Exception):  # noqa: N818  an answer, not a fault
-    """The engine refuses the request itself (4xx): its answer is the client's."""
-
-    def __init__(self, status: int, content_type: str, body: bytes) -> None:
-        super().__init__(f"the engine answers {status}")
-        self.status = status
-        self.content_type = content_type
-        self.body = body
 
 
 class Legs:
@@ -76,19 +66,21 @@ class Legs:
         self._transport = transport
         self._feed = feed
         self._limits = limits
+        self._wait = PlaceWait(workers, limits, clock)
         self._elector = elector
         self._clock = clock
         self._dispatched = dispatched
         self._engine_headers = dict(engine_headers)
 
     async def place(self, flight: Flight, role: Role) -> tuple[Worker, Dispatch]:
-        """Wait for a place of this role. Raises LegError when the worker is gone by then."""
-        try:
-            dispatch = await flight.place(role, self._limits.queue_timeout_s)
-        except Refusal as refusal:
-            if refusal.code == "queue_timeout" and not self._workers.ready():
-                raise unavailable("no_engine", "No engine is up that could take the request.") from None
-            raise
+        """Wait for a place of this role. Raises LegError when the worker is gone by then, and Refusal when
+        no engine is up for `no_engine_timeout_s`, or none took the request in `queue_timeout_s`.
+        """
+        if flight.hold_began_s is None:
+            flight.hold_began_s = self._clock()
+        began_s, roles = flight.hold_began_s, _needed(role)
+        while (dispatch := await flight.place(role, self._wait.left_s(began_s, roles))) is None:
+            self._wait.check(began_s, roles)
         self._dispatched(flight, dispatch)
         worker = self._workers.get(dispatch.instance)
         if worker is None:
@@ -97,7 +89,7 @@ class Legs:
 
     async def stream(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> None:
         """Send the last leg of a request, and its answer to the client."""
-        async with self._open(flight, worker, dispatch, body) as answer:
+        async with self._open(flight, worker, dispatch, body, self._patience_s(flight)) as answer:
             if answer.headers.get("content-type", "").startswith("text/event-stream"):
                 await self._forward(flight, worker, answer)
             else:
@@ -105,16 +97,18 @@ class Legs:
 
     async def ask(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> bytes:
         """Send a prefill leg and return its answer, which says that the prefill is done."""
-        async with self._open(flight, worker, dispatch, body) as answer:
+        patience_s = self._limits.first_byte_timeout_s
+        async with self._open(flight, worker, dispatch, body, patience_s) as answer:
             answered = await self._read(worker, answer)
             self._heard(flight, worker)
             self.prefill_done(flight, worker)
+            flight.hold_began_s = None  # the wait for a decode engine is another one
         return answered
 
     async def accompany(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> None:
         """Send a prefill leg whose answer goes nowhere; its first byte says that the prefill is done."""
         try:
-            async with self._open(flight, worker, dispatch, body) as answer:
+            async with self._open(flight, worker, dispatch, body, self._patience_s(flight)) as answer:
                 async for _ in answer.chunks():
                     self._heard(flight, worker)
                     self.prefill_done(flight, worker)
@@ -134,10 +128,15 @@ class Legs:
         worker.inference.prefilled(flight.request.id)
 
     def hung(self, flight: Flight, error: LegError) -> list[Worker]:
-        """Return those of the silent engines that answered nobody else meanwhile either."""
+        """Return the engines that timed out and answered no other request in that time."""
+        patience_s = self._limits.idle_timeout_s if flight.sink.started else flight.patience_s
+        since_s = self._clock() - patience_s
+        return [worker for worker in error.silent if worker.health.answered_s <= since_s]
+
+    def _patience_s(self, flight: Flight) -> float:
+        """Return how long an engine may take to its first byte, which ends an answer that does not stream."""
         limits = self._limits
-        patience_s = limits.idle_timeout_s if flight.sink.started else limits.first_byte_timeout_s
-        return [worker for worker in error.silent if self._clock() - worker.answered_s >= patience_s]
+        return limits.first_byte_timeout_s if flight.call.stream else limits.answer_timeout_s
 
     def kv_has_expired(self, flight: Flight) -> bool:
         """Whether the engine that computed the prompt may have given its KV away since."""
@@ -146,7 +145,7 @@ class Legs:
 
     @asynccontextmanager
     async def _open(
-        self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes
+        self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes, patience_s: float
     ) -> AsyncIterator[Answer]:
         request = flight.request
         worker.legs.add(flight)
@@ -156,7 +155,7 @@ class Legs:
                 request.id, dispatch.rank, dispatch.number, request.prompt_tokens, streams=streams
             )
         answer: Answer | None = None
-        flight.expect(worker, self._limits.first_byte_timeout_s)
+        flight.expect(worker, patience_s)
         try:
             answer = await self._send(flight, worker, dispatch, body)
             yield answer
@@ -183,7 +182,7 @@ class Legs:
             reason = await self._read(worker, answer)
         finally:
             answer.close()
-        raise _refusal(worker, answer.status, reason, answer.headers.get("content-type", "application/json"))
+        raise _refusal(worker, answer.status, reason, answer.headers)
 
     def _headers(self, flight: Flight, worker: Worker, dispatch: Dispatch) -> dict[str, str]:
         headers = {
@@ -207,7 +206,8 @@ class Legs:
     def _broken(self, worker: Worker, error: TransportError) -> LegError:
         if isinstance(error, ExhaustedError):
             return LegError(str(error), status=503)
-        return LegError(f"{worker.name}: {error}", worker=worker, refused=error.refused)
+        fault = Fault.UNREACHABLE if error.refused else Fault.BROKEN
+        return LegError(f"{worker.name}: {error}", worker=worker, fault=fault)
 
     async def _hand_over(self, flight: Flight, worker: Worker, answer: Answer) -> None:
         """Pass on an answer that is whole. The engine is done before the client has it."""
@@ -262,10 +262,14 @@ class Legs:
         for each in flight.owing:  # a decode engine's byte is the prefill engine's answer too
             self._heard(flight, each)
         self.prefill_done(flight, worker)
+        for failure in flight.faults.served():
+            failed = self._workers.get(failure.engine)
+            if failed is not None:
+                self._workers.at_fault(failed, failure.reason)
 
     def _heard(self, flight: Flight, worker: Worker) -> None:
         flight.heard(worker)
-        worker.answered_s = self._clock()
+        worker.health.answered_s = self._clock()
 
     def _note(self, flight: Flight, usage: Usage) -> None:
         flight.prompt_tokens, flight.output_tokens = usage
@@ -302,15 +306,21 @@ class Idle:
         self.start()
 
 
-def _refusal(
-    worker: Worker, status: int, said: bytes, content_type: str = "application/json"
-) -> EngineSaysNo | LegError:
-    """Return what an engine's no means (rule 3)."""
+def _needed(role: Role) -> tuple[Role, ...]:
+    """Return the roles that must have engines for a request that waits for this one."""
+    return (Role.PREFILL, Role.DECODE) if role is Role.PREFILL else (role,)
+
+
+def _refusal(worker: Worker, status: int, said: bytes, headers: Mapping[str, str]) -> EngineSaysNo | LegError:
+    """Return what an engine's answer means that is no success (rule 3)."""
+    content_type = headers.get("content-type", "application/json")
+    answer = EngineSaysNo(status, content_type, said, retry_after_s=read_retry_after(headers))
     if status < 500 and status not in (408, 429):
-        return EngineSaysNo(status, content_type, said)
-    text = said[:MOST_REASON_BYTES].decode(errors="replace")
-    told = status if status in (429, 503) else 502
-    return LegError(f"{worker.name} answers {status}", status=told, worker=worker, answered=True, said=text)
+        return answer
+    fault = Fault.BACKPRESSURE if status in (429, 503) else Fault.ERROR
+    return LegError(
+        f"{worker.name} answers {status}", status=status, worker=worker, fault=fault, answer=answer
+    )
 
 
 def _said_in(event: bytes, worker: Worker) -> EngineSaysNo | LegError:
@@ -320,7 +330,7 @@ def _said_in(event: bytes, worker: Worker) -> EngineSaysNo | LegError:
         code = _said.decode(body).error.code
     except msgspec.DecodeError:
         code = None
-    return _refusal(worker, code if code is not None and 400 <= code < 600 else 502, body)
+    return _refusal(worker, code if code is not None and 400 <= code < 600 else 502, body, {})
 
 
 def _passed_on(answer: Answer) -> dict[str, str]:

@@ -50,6 +50,8 @@ _FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n
 class _Passing:
     """A request at an engine, which whoever gives up on it can end."""
 
+    scheduled = False
+
     def __init__(self, sink: Sink, scope: asyncio.Timeout, why: Exception) -> None:
         self.why = why  # once the scope has expired
         self._sink = sink
@@ -116,7 +118,7 @@ class Passthrough:
         """
         check_query(query)
         model = await self._reader.check_passed_on(body)
-        worker = self._choose(endpoint, _form_model(headers, body) or model)
+        worker = await self._choose(endpoint, _form_model(headers, body) or model)
         target = f"{endpoint.path}?{query}" if query else endpoint.path
         self._buffer.admit(0, 0)  # its body is counted by the connection until the answer ends
         self._buffer.leave(0, 0)  # it does not wait
@@ -143,7 +145,7 @@ class Passthrough:
                 answer = await self._transport.send(method, worker.spec.url + target, headers, body or None)
                 try:
                     passing.answered()
-                    worker.answered_s = self._clock()
+                    worker.health.answered_s = self._clock()
                     await self._stream(answer, worker, passing, silence, sink)
                 finally:
                     answer.close()
@@ -176,13 +178,13 @@ class Passthrough:
     def _blame(self, worker: Worker, sink: Sink) -> None:
         """Count a silence as the engine's failure, if it answered no other request meanwhile."""
         patience_s = self._limits.idle_timeout_s if sink.started else self._limits.first_byte_timeout_s
-        if self._clock() - worker.answered_s >= patience_s:
-            self._workers.failed(worker, f"{worker.name} was silent for too long", refused=False)
+        if self._clock() - worker.health.answered_s >= patience_s:
+            self._workers.silent(worker, f"{worker.name} was silent for too long")
 
-    def _choose(self, endpoint: Endpoint, model: str | None) -> Worker:
+    async def _choose(self, endpoint: Endpoint, model: str | None) -> Worker:
         """Return the least busy engine that can take the request, one that has its model if there is one.
 
-        Raises Refusal: 501 when no engine of this cluster could, 503 when none is up.
+        Raises Refusal: 501 when no engine of this cluster could, 503 when none comes up in time.
         """
         if endpoint.kind is Kind.GENERATED and self._workers.config.disaggregated:
             message = (
@@ -191,11 +193,14 @@ class Passthrough:
             )
             raise Refusal(501, "needs_aggregated_engine", message)
         roles = roles_for(endpoint.kind)
-        able = [w for w in self._workers if w.takes_work() and w.spec.role in roles]
-        if not able:
+
+        def able() -> list[Worker]:
+            return [w for w in self._workers if w.takes_work() and w.spec.role in roles]
+
+        if not await self._workers.until(lambda: bool(able()), self._limits.no_engine_timeout_s):
             raise unavailable("no_engine", "No engine is up that could take the request.")
-        having = [worker for worker in able if model in worker.models]
-        return min(having or able, key=lambda worker: len(worker.legs))
+        having = [worker for worker in able() if model in worker.models]
+        return min(having or able(), key=lambda worker: len(worker.legs))
 
     def _headers(self, headers: Mapping[str, str], request_id: str) -> dict[str, str]:
         dropped = self._dropped | _nominated(headers)

@@ -3,8 +3,9 @@
 Rule 1. Load is reserved when the policy decides and released in `finally`: every request that arrived
         ends in exactly one of `Finished`, `Failed(retry=False)` and `Cancelled`, unless the policy
         refused it.
-Rule 2. A leg is made again only before the client has a byte, at most `retries` times, within a budget
-        over all requests, and at another instance if there is one.
+Rule 2. A request is tried again only before the client has a byte, at most `retries` times, within a budget
+        over all requests, and at another instance if there is one. Whose fault a failure is, and whether it
+        is tried again, is decided by `core/fault_attribution.py`.
 Rule 3. A client that is gone cancels the task, which ends the wait or cuts the legs: nothing is computed
         for nobody.
 """
@@ -14,10 +15,12 @@ from itertools import count
 
 from headway.core.actions import Dispatch
 from headway.core.events import Cancelled, Failed, Role
+from headway.core.fault_attribution import EngineFailure, Fault, Verdict
 from headway.core.request import Request, Slo
 from headway.front.buffer import Buffer, ReceivedBytes, RetryBudget
 from headway.front.driver import Driver
 from headway.front.errors import Refusal, engine_failed, unavailable
+from headway.front.headers import without_addresses
 from headway.front.lease import Elector
 from headway.front.lengths import Lengths
 from headway.front.models import check_model, schedulable_length
@@ -27,8 +30,8 @@ from headway.front.worker import State, Worker
 from headway.front.workers import Workers
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.dialects import way_of
-from headway.hosts.gateway.flight import Flight, LegError, RecalledError
-from headway.hosts.gateway.legs import EngineSaysNo, Legs
+from headway.hosts.gateway.flight import EngineSaysNo, Flight, LegError, RecalledError
+from headway.hosts.gateway.legs import Legs
 from headway.hosts.gateway.tracing import Trace, Tracing
 
 __all__ = ["Done", "Serving"]
@@ -41,6 +44,8 @@ _PASSED_ON = ("accept", "baggage")
 
 #: A recalled request is at most so often recalled again; a policy that does it more does it for ever.
 MOST_RECALLS = 20
+#: Of an engine's own error, this much goes to the client.
+MOST_ERROR_BYTES = 1 << 16
 
 
 class Serving:
@@ -125,7 +130,16 @@ class Serving:
         request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens, call.prefix, block_tokens)
         self.buffer.admit(tokens, len(call.body), received)
         self._budget.earn()
-        return Flight(request, call, passed_on, sink, role_of=self._role_of, clock=self._clock, trace=trace)
+        return Flight(
+            request,
+            call,
+            passed_on,
+            sink,
+            role_of=self._role_of,
+            clock=self._clock,
+            retries=self._config.limits.retries,
+            trace=trace,
+        )
 
     async def serve(self, flight: Flight) -> None:
         """Serve a request to its end. Raises Refusal when the client is to be told no, and ConnectionError
@@ -164,46 +178,84 @@ class Serving:
                     raise unavailable("recalled", "The engines fall silent again and again.") from None
                 self._wait_again(flight)
             except LegError as error:
-                self._leg_failed(flight, error)
+                status = await self._leg_failed(flight, error)
+                if status is not None:
+                    return status
             except EngineSaysNo as answer:
-                await flight.sink.answer(answer.status, {"Content-Type": answer.content_type}, answer.body)
-                return answer.status
+                return await _answer(flight, answer)
 
-    def _leg_failed(self, flight: Flight, error: LegError) -> None:
-        """Have the request placed again, or give up. Raises Refusal in that case."""
-        blamed = self._to_blame(flight, error)
-        for worker in blamed:
-            self._workers.failed(worker, str(error), refused=error.refused)
+    async def _leg_failed(self, flight: Flight, error: LegError) -> int | None:
+        """Have the request placed again and return None; else answer it, and return its status.
+
+        Raises Refusal where the engine gave no answer of its own.
+        """
+        verdict = self._attribute(flight, error)
         flight.forget_places()
-        flight.attempts += 1
-        request_id = flight.request.id
-        if self._may_retry(flight, error, hung=bool(error.silent and blamed)):
-            self._on_retry("refused" if error.refused else str(error.status))
-            self._wait_again(flight)
-            left = blamed[0] if blamed else error.worker
-            self._workers.send_elsewhere(left, Failed(request_id, str(error), retry=True))
-            return
+        flight.attempts = flight.faults.attempts
+        if verdict.retry and (not verdict.costs_budget or self._budget.spend()):
+            self._place_again(flight, error, hold=verdict.hold)
+            return None
         flight.over = True
-        self._driver.feed(Failed(request_id, str(error), retry=False))
-        raise engine_failed(error.status, error.said) from None
+        self._driver.feed(Failed(flight.request.id, str(error), retry=False))
+        flight.code = engine_failed(error.status).code
+        if error.answer is None or flight.sink.started:
+            raise engine_failed(error.status) from None
+        return await _answer(flight, error.answer)
 
-    def _to_blame(self, flight: Flight, error: LegError) -> list[Worker]:
-        """Return the engines whose fault it is. Where one is only slow for this request, while it answers
-        others, it is nobody's: three long answers without a stream must not cost a healthy engine its place.
-        """
-        if error.silent:
-            suspects = self._legs.hung(flight, error)
-        else:
-            suspects = [] if error.worker is None else [error.worker]
-        return [worker for worker in suspects if not self._kv_is_lost(flight, worker)]
+    def _attribute(self, flight: Flight, error: LegError) -> Verdict:
+        """Find out whose fault a failure is, and report it to the health of the engines concerned."""
+        fault, worker = error.fault, error.worker
+        if fault is Fault.SLOW:
+            hung = [each for each in self._legs.hung(flight, error) if not self._kv_is_lost(flight, each)]
+            if hung:
+                fault, worker = Fault.SILENT, hung[0]
+            for each in hung:
+                self._workers.silent(each, str(error))
+        elif worker is not None and self._kv_is_lost(flight, worker):
+            fault = Fault.OURS
+        if worker is None or fault is Fault.OURS:
+            return flight.faults.failed(fault, None, begun=flight.sink.started)
+        if fault is Fault.BACKPRESSURE:
+            answer = error.answer
+            self._workers.pushed_back(worker, None if answer is None else answer.retry_after_s)
+        elif fault is Fault.UNREACHABLE:
+            self._workers.unreachable(worker, str(error))
+        elif fault is Fault.BROKEN:
+            self._workers.check_soon(worker)
+        failure = EngineFailure(worker.name, worker.spec.role, str(error))
+        verdict = flight.faults.failed(
+            fault,
+            failure,
+            credible=worker.health.credible,
+            elsewhere=self._workers.has_other(worker, flight.faults.tried(worker.spec.role)),
+            begun=flight.sink.started,
+            streams=flight.call.stream,
+        )
+        self._exonerate(verdict.exonerated)
+        return verdict
 
-    def _may_retry(self, flight: Flight, error: LegError, *, hung: bool) -> bool:
-        """Whether to try elsewhere. The budget is for engines that live: requests of one that is dead, or
-        answers nobody any more, must move.
+    def _exonerate(self, failures: tuple[EngineFailure, ...]) -> None:
+        for failure in failures:
+            worker = self._workers.get(failure.engine)
+            if worker is not None:
+                self._workers.exonerated(worker)
+
+    def _place_again(self, flight: Flight, error: LegError, *, hold: bool) -> None:
+        """Have the policy place a request again, at an engine that has not failed it.
+
+        `hold`: see `Verdict`.
         """
-        if flight.sink.started or flight.attempts > self._config.limits.retries:
-            return False
-        return hung or not error.answered or self._budget.spend()
+        worker = error.worker
+        avoid: set[Worker] = set()
+        if not hold:
+            self._on_retry(error.fault.value)
+            flight.hold_began_s = None
+            avoid = {worker} if worker is not None else set(error.silent)
+        for role in Role:
+            found = (self._workers.get(name) for name in flight.faults.tried(role))
+            avoid.update(each for each in found if each is not None)
+        self._wait_again(flight)
+        self._workers.send_elsewhere(avoid, Failed(flight.request.id, str(error), retry=True))
 
     def _kv_is_lost(self, flight: Flight, worker: Worker) -> bool:
         """Whether a decode engine failed because the prefill engine with its KV is gone: not its fault."""
@@ -233,6 +285,7 @@ class Serving:
         if flight.waits:
             self.buffer.leave(flight.request.prompt_tokens, len(flight.call.body))
         self.buffer.done()
+        self._settle_faults(flight)
         flight.ended_s = self._clock()
         if flight.prompt_tokens is not None:
             self._lengths.learn(flight.call, flight.prompt_tokens)
@@ -243,6 +296,15 @@ class Serving:
             flight.over = True
             self._driver.leave(flight.request.id)
             self._on_done(flight, status)
+
+    def _settle_faults(self, flight: Flight) -> None:
+        """Report the failures of a request that no engine served."""
+        alone, exonerated = flight.faults.ended()
+        self._exonerate(exonerated)
+        for failure in alone:
+            worker = self._workers.get(failure.engine)
+            if worker is not None:
+                self._workers.failed(worker, failure.reason, refused=False)
 
     # At the door
 
@@ -256,3 +318,15 @@ class Serving:
         if self._passes_authorization and "authorization" in headers:
             passed["Authorization"] = headers["authorization"]
         return passed
+
+
+async def _answer(flight: Flight, answer: EngineSaysNo) -> int:
+    """Pass an engine's own error on to the client; return its status."""
+    headers = {"Content-Type": answer.content_type}
+    if answer.status in (429, 503):
+        headers["Retry-After"] = f"{answer.retry_after_s or 1:.0f}"
+    body = answer.body
+    if answer.status >= 500:
+        body = without_addresses(body[:MOST_ERROR_BYTES].decode(errors="replace")).encode()
+    await flight.sink.answer(answer.status, headers, body)
+    return answer.status

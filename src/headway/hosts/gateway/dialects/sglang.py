@@ -22,8 +22,8 @@ import orjson
 from headway.core.events import Role
 from headway.front.worker import Worker
 from headway.hosts.gateway.dialects.contract import splice
-from headway.hosts.gateway.flight import Flight
-from headway.hosts.gateway.legs import EngineSaysNo, Legs
+from headway.hosts.gateway.flight import EngineSaysNo, Flight
+from headway.hosts.gateway.legs import Legs
 
 __all__ = ["body_for", "bootstrap", "prefill_and_decode"]
 
