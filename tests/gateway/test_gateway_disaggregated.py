@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from standins import CHAT, DONE, EVENT, USAGE, StandIn, chat, error_of, gateway, pools, run, running, until
+from standins import CHAT, DONE, EVENT, USAGE, StandIn, chat, gateway, pools, run, running, until
 
 from headway.core.cluster.paired import Paired
 

@@ -139,13 +139,17 @@ def test_a_stream_that_breaks_is_not_repeated_and_is_told_as_broken():
 
 def test_retries_end():
     async def check():
-        async with StandIn() as one, StandIn() as two, StandIn() as three:
-            async with gateway([one, two, three], limits={"retries": 1}) as (front, client):
-                for worker in front.workers:
-                    worker.health.suspicions = 3  # no engine is credible: a third would be asked
-                one.status = two.status = three.status = 500
-                assert (await chat(client))[0] == 500
-                assert sum(len(engine.requests) for engine in (one, two, three)) == 2
+        async with (
+            StandIn() as one,
+            StandIn() as two,
+            StandIn() as three,
+            gateway([one, two, three], limits={"retries": 1}) as (front, client),
+        ):
+            for worker in front.workers:
+                worker.health.suspicions = 3  # no engine is credible: a third would be asked
+            one.status = two.status = three.status = 500
+            assert (await chat(client))[0] == 500
+            assert sum(len(engine.requests) for engine in (one, two, three)) == 2
 
     run(check())
 

@@ -379,7 +379,7 @@ class LimitsSpec(Spec):
     connect_timeout_s: Seconds = 3.0
     first_byte_timeout_s: Seconds = 300.0
     answer_timeout_s: Seconds = 1800.0
-    no_engine_timeout_s: float = Field(default=5.0, ge=0, le=3600)
+    no_engine_timeout_s: SecondsOrNone = 5.0
     queue_timeout_status: Literal[408, 429, 503, 504] = 429
     idle_timeout_s: Seconds = 120.0
     kv_lease_s: Seconds = 25.0
@@ -405,7 +405,7 @@ class HealthSpec(Spec):
     down_after: Times | None = None
     return_after: Times = 1
     return_most: Times = 16
-    eject_for_s: float = Field(default=0.0, ge=0, le=86_400)
+    eject_for_s: SecondsOrNone = 0.0
     breaker: Literal["outlier", "consecutive"] = "outlier"
 
     def rules(self) -> HealthRules:
