@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -299,3 +301,9 @@ def test_a_clients_credentials_do_not_reach_engines():
             assert not {"cookie", "x-api-key"} & seen
 
     run(check())
+
+
+def test_the_page_of_the_docs_lists_every_path():
+    page = (Path(__file__).parents[2] / "docs" / "endpoints.md").read_text()
+    words = set(re.findall(r"/[\w./-]*\w", page))
+    assert not [each.path for each in ENDPOINTS if each.path not in words]

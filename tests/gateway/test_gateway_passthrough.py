@@ -82,7 +82,7 @@ def test_an_answer_that_stalls_is_cut():
     async def check():
         async with StandIn() as engine, gateway([engine], limits={"idle_timeout_s": 0.05}) as (_, client):
             engine.more.clear()
-            answer = await client.post("/v1/responses", json=INPUT | {"stream": True})
+            answer = await client.post("/v1/something", json=INPUT | {"stream": True})
             with pytest.raises(aiohttp.ClientPayloadError):
                 await answer.read()
             answer.close()

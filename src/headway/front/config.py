@@ -357,9 +357,10 @@ class LimitsSpec(Spec):
 
     `retries`: how often a request may be placed again after an engine failed it. `retry_budget`: retries over
     requests, above which none is made (a dying cluster must not be asked twice for everything).
-    `concurrent_requests`, `rate_limit_rps`: None is no limit. `kv_lease_s`: how long after its prefill a
-    prompt's KV may be fetched by another engine; less than vLLM's `kv_lease_duration` of 30 s, after which
-    the decode engine would read what others have written there.
+    `concurrent_requests`, `rate_limit_rps`: None is no limit. `max_sequences`: samples and prompts of one
+    request where prefill and decode are apart; each becomes a request of its own. `kv_lease_s`: how long
+    after its prefill a prompt's KV may be fetched by another engine; less than vLLM's `kv_lease_duration` of
+    30 s, after which the decode engine would read what others have written there.
 
     `first_byte_timeout_s`: from sending a request that streams to its first byte. `answer_timeout_s`: from
     sending one that does not stream to its answer. `no_engine_timeout_s`: how long a request waits for an
@@ -373,6 +374,7 @@ class LimitsSpec(Spec):
     concurrent_requests: Count | None = None
     rate_limit_rps: float | None = Field(default=None, gt=0, le=1e9)
     max_body_bytes: int = Field(default=32 << 20, ge=1, le=1 << 30)
+    max_sequences: int = Field(default=64, ge=1, le=1024)
     header_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 30.0
     queue_timeout_s: Seconds = 120.0

@@ -32,6 +32,8 @@ class _Part(msgspec.Struct, gc=False):
     text: Field = ABSENT
     refusal: Field = ABSENT
     thinking: Field = ABSENT
+    input: Field = ABSENT  # of a call of a tool
+    content: Field = ABSENT  # of a tool's result
 
     def words(self) -> bytes | None:
         """Return its text as JSON, None when it is no text (an image, a sound)."""
@@ -76,31 +78,41 @@ class Prompt:
         """Add parts that are no text."""
         self.other_parts += count
 
-    def add_content(self, role: str, value: Field, number: int) -> None:
-        """Add the content of a message, given with its number: a text, or a list of parts."""
+    def add_content(self, role: str, value: Field, name: str) -> None:
+        """Add the content of a message: a text, or a list of parts. `name`: of the field, for errors."""
         if isinstance(value, msgspec.UnsetType):
             return
         raw = bytes(value)
         if raw[:1] == b'"' and b"\\" not in raw:
             self.add_text(role, raw[1:-1])
             return
-        name = f"messages[{number}].content"
         if raw[:1] == b'"':
             self.add_text(role, unescaped(raw, name))
         elif raw[:1] == b"[":
             self._add_parts(role, raw, name)
         elif raw != b"null":
-            raise bad_request("content must be a string or a list of parts.", param=name)
+            raise bad_request(f"{name} must be a string or a list of parts.", param=name)
 
-    def _add_parts(self, role: str, raw: bytes, name: str) -> None:
+    def _add_parts(self, role: str, raw: bytes, name: str, *, nested: bool = False) -> None:
         _check_strings(raw, name)
         for part in decode(_parts, raw):
             if isinstance(part, str):
                 self.add_text(role, part.encode())
             elif (words := part.words()) is not None:
                 self.add_text(role, unescaped(words, name))
+            elif part.input is not ABSENT:
+                self.add_json(role, part.input)
+            elif part.content is not ABSENT and not nested:
+                self._add_result(role, bytes(part.content), name)
             else:
                 self.add_other()
+
+    def _add_result(self, role: str, raw: bytes, name: str) -> None:
+        """Add the result of a tool: a text, or parts that hold no results themselves."""
+        if raw[:1] == b'"':
+            self.add_text(role, unescaped(raw, name))
+        elif raw[:1] == b"[":
+            self._add_parts(role, raw, name, nested=True)
 
     def add_prompt(self, value: msgspec.Raw, name: str = "prompt") -> None:
         """Add a completion's prompt: a text, texts, token ids, or lists of token ids."""

@@ -17,8 +17,10 @@ import msgspec
 from headway.core.request import Slo
 from headway.front.errors import Refusal, bad_request
 from headway.front.json_body import ABSENT, Field, check_objects, decode, flag, text, whole
+from headway.front.other_apis import read_generate, read_messages, read_responses
 from headway.front.prefixes import BLOCK_BYTES, BLOCK_IDS
 from headway.front.prompts import Count, Prompt
+from headway.front.request_fields import Fields, Steering, is_given, refuse_steering
 
 __all__ = [
     "GENERATIONS",
@@ -31,18 +33,8 @@ __all__ = [
 ]
 
 #: What the policy places. Never passed on, under no other spelling either.
-GENERATIONS = ("/v1/chat/completions", "/v1/completions")
+GENERATIONS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses", "/generate")
 
-#: Fields that steer engines. A client that could send one would pin a rank, or read another client's KV.
-RESERVED = (
-    "bootstrap_host",
-    "bootstrap_port",
-    "bootstrap_room",
-    "data_parallel_rank",
-    "disagg_prefill_dp_rank",
-    "kv_transfer_params",
-    "routed_dp_rank",
-)
 #: As a header. In silence it would be ignored, and who pins a rank believes to be on it.
 RESERVED_HEADER = "x-data-parallel-rank"
 
@@ -56,31 +48,8 @@ MOST_PRIORITY = 1_000_000
 _first_byte = re.compile(rb"[^ \t\r\n\xef\xbb\xbf\xff\xfe\0]")
 
 
-class _Steering(msgspec.Struct, kw_only=True):
-    bootstrap_host: Field = ABSENT
-    bootstrap_port: Field = ABSENT
-    bootstrap_room: Field = ABSENT
-    data_parallel_rank: Field = ABSENT
-    disagg_prefill_dp_rank: Field = ABSENT
-    kv_transfer_params: Field = ABSENT
-    routed_dp_rank: Field = ABSENT
-
-
-class _PassedOn(_Steering, kw_only=True):
+class _PassedOn(Steering, kw_only=True):
     model: Field = ABSENT
-
-
-class _Fields(_Steering, kw_only=True):
-    """What all generations have in common."""
-
-    model: Field = ABSENT
-    stream: Field = ABSENT
-    stream_options: Field = ABSENT
-    max_tokens: Field = ABSENT
-    max_completion_tokens: Field = ABSENT
-    n: Field = ABSENT
-    best_of: Field = ABSENT
-    truncate_prompt_tokens: Field = ABSENT
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -89,12 +58,12 @@ class _Message(msgspec.Struct, gc=False):
     tool_calls: Field = ABSENT
 
 
-class _Chat(_Fields, kw_only=True):
+class _Chat(Fields, kw_only=True):
     messages: list[_Message]
     tools: Field = ABSENT
 
 
-class _Completion(_Fields, kw_only=True):
+class _Completion(Fields, kw_only=True):
     prompt: Field = ABSENT
     prompt_embeds: Field = ABSENT
 
@@ -153,9 +122,10 @@ def read_call(
     prompt = Prompt()
     messages, fields = _READERS[path](body, prompt)
     if not steered:
-        _refuse_steering(fields)
+        refuse_steering(fields)
     model = text(fields.model, "model")
-    least = 0 if path == "/v1/completions" else 1  # 0 with `echo`: only the prompt's log probabilities
+    # 0: nothing but the prompt's log probabilities, or its place in a cache
+    least = 0 if path in ("/v1/completions", "/generate") else 1
     limit = whole(fields.max_completion_tokens, "max_completion_tokens", least)
     other_limit = whole(fields.max_tokens, "max_tokens", least)
     sequences = max(whole(fields.n, "n", 1) or 1, whole(fields.best_of, "best_of", 1) or 1)
@@ -167,34 +137,34 @@ def read_call(
         stream=flag(fields.stream, "stream"),
         max_tokens=other_limit if limit is None else limit,
         sequences=sequences * prompt.sequences,
-        stream_options=_is_given(fields.stream_options),
+        stream_options=is_given(fields.stream_options),
         text_bytes=prompt.text_bytes,
         messages=messages,
         other_parts=prompt.other_parts,
         token_ids=prompt.token_ids,
         counted=counted,
-        truncates=_is_given(fields.truncate_prompt_tokens) or not all_counted,
+        truncates=is_given(fields.truncate_prompt_tokens) or not all_counted,
         prefix=prompt.prefix(model) if prefixes else (),
     )
 
 
-def _read_chat(body: bytes, prompt: Prompt) -> tuple[int, _Fields]:
+def _read_chat(body: bytes, prompt: Prompt) -> tuple[int, Fields]:
     """Read a chat. Templates put the tools before the messages."""
     chat = decode(_chat, body)
     if not chat.messages:
         raise bad_request("messages must not be empty.", param="messages")
     prompt.add_json("", chat.tools)
     for number, message in enumerate(chat.messages):
-        prompt.add_content(message.role, message.content, number)
+        prompt.add_content(message.role, message.content, f"messages[{number}].content")
         prompt.add_json(message.role, message.tool_calls)
     return len(chat.messages), chat
 
 
-def _read_completion(body: bytes, prompt: Prompt) -> tuple[int, _Fields]:
+def _read_completion(body: bytes, prompt: Prompt) -> tuple[int, Fields]:
     """Read a text completion: a prompt, embeddings in place of one, or both."""
     completion = decode(_completion, body)
-    given = _is_given(completion.prompt_embeds)
-    if isinstance(completion.prompt, msgspec.Raw) and not (given and not _is_given(completion.prompt)):
+    given = is_given(completion.prompt_embeds)
+    if isinstance(completion.prompt, msgspec.Raw) and not (given and not is_given(completion.prompt)):
         prompt.add_prompt(completion.prompt)
     elif not given:
         raise bad_request("Object missing required field `prompt`.", param="prompt")
@@ -204,20 +174,13 @@ def _read_completion(body: bytes, prompt: Prompt) -> tuple[int, _Fields]:
 
 
 #: How the body of each endpoint is read: fills the prompt, returns the number of messages and the fields.
-_READERS: dict[str, Callable[[bytes, Prompt], tuple[int, _Fields]]] = {
+_READERS: dict[str, Callable[[bytes, Prompt], tuple[int, Fields]]] = {
     "/v1/chat/completions": _read_chat,
     "/v1/completions": _read_completion,
+    "/v1/messages": read_messages,
+    "/v1/responses": read_responses,
+    "/generate": read_generate,
 }
-
-
-def _is_given(field: Field) -> bool:
-    return isinstance(field, msgspec.Raw) and bytes(memoryview(field)[:5]) != b"null"
-
-
-def _refuse_steering(fields: _Steering) -> None:
-    for name in RESERVED:
-        if getattr(fields, name) is not ABSENT:
-            raise bad_request(f"The field {name!r} is the gateway's to set.", param=name)
 
 
 def plain_path(path: str) -> str:
@@ -233,7 +196,7 @@ def check_passed_on(body: bytes) -> str | None:
     if not looks_like_object(body):
         return None
     fields = decode(_passed_on, body)
-    _refuse_steering(fields)
+    refuse_steering(fields)
     try:
         return text(fields.model, "model")
     except Refusal:

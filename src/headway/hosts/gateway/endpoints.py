@@ -67,12 +67,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *_rows(Kind.GATEWAY, "GET HEAD", "/health /liveness /ready /readiness /health_generate"),
     *_rows(Kind.GATEWAY, "GET POST", "/ping"),
     *_rows(Kind.GATEWAY, "GET", "/metrics /v1/models"),
-    *_rows(Kind.SCHEDULED, "POST", "/v1/chat/completions /v1/completions"),
-    *_rows(Kind.GENERATED, "POST PUT", "/generate"),
+    *_rows(Kind.SCHEDULED, "POST", "/v1/chat/completions /v1/completions /v1/messages /v1/responses"),
+    *_rows(Kind.SCHEDULED, "POST PUT", "/generate"),
     *_rows(
         Kind.GENERATED,
         "POST",
-        """/v1/messages /v1/responses /invocations /v1/chat/completions/batch /cohere/v2/chat
+        """/invocations /v1/chat/completions/batch /cohere/v2/chat
         /api/chat /api/generate /v1/audio/transcriptions /v1/audio/translations""",
     ),
     *_rows(Kind.COMPUTED, "POST PUT", "/classify /encode /v1/rerank"),

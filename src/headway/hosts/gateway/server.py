@@ -21,13 +21,14 @@ from headway.front.lease import Elector
 from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
 from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, json_answer, refused
-from headway.front.requests import read_targets
+from headway.front.requests import Call, read_targets
 from headway.front.workers import Workers
 from headway.hosts.gateway.broadcast import Broadcast
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.cors import Cors
 from headway.hosts.gateway.endpoints import Endpoint, Kind, find, is_operated
 from headway.hosts.gateway.passthrough import Passthrough
+from headway.hosts.gateway.sequences import Sequences
 from headway.hosts.gateway.serving import Serving
 
 __all__ = ["PublicSide"]
@@ -79,6 +80,8 @@ class PublicSide:
         self._limits = config.limits
         self._slo: Slo = config.slo.slo()
         self._serving = serving
+        self._splits = bool(config.disaggregated)
+        self._sequences = Sequences(serving, self._read, config.limits)
         self._passthrough = passthrough
         self._broadcast = broadcast
         self._workers = workers
@@ -177,7 +180,10 @@ class PublicSide:
             self._admit(request)
             slo, priority = read_targets(request.headers, self._slo)
             body = await self._body(request)
-            call = await self._reader.read(request.path, body, prefixes=self._serving.reads_prefixes)
+            call = await self._read(request.path, body)
+            if call.sequences > 1 and self._splits:
+                await self._sequences.serve(call, request.headers, request_id, slo, priority, sink)
+                return None
             flight = await self._serving.take_in(
                 call, request.headers, request_id, slo, priority, sink, request.received
             )
@@ -190,6 +196,9 @@ class PublicSide:
         except Refusal as refusal:
             await sink.fail(refusal)
         return None
+
+    async def _read(self, path: str, body: bytes) -> Call:
+        return await self._reader.read(path, body, prefixes=self._serving.reads_prefixes)
 
     def _admit(self, request: HttpRequest) -> None:
         if self.draining:

@@ -17,14 +17,20 @@ from headway.hosts.gateway.legs import Legs
 
 __all__ = ["body_for", "prefill_body", "prefill_then_decode"]
 
-#: What differs in the prefill call: one token, no stream and nothing that needs more, and KV to be fetched.
-_PREFILL = (
-    b'"max_tokens":1,"min_tokens":0,"stream":false,"stream_options":null,'
+_HANDOVER = (
     b'"kv_transfer_params":{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,'
     b'"remote_block_ids":null,"remote_host":null,"remote_port":null}'
 )
-#: Chats have another name for the limit, which counts before `max_tokens`; text completions do not know it.
-_CHAT_PREFILL = b'"max_completion_tokens":1,' + _PREFILL
+#: What differs in the prefill call: one token, no stream and nothing that needs more, and KV to be fetched.
+_PREFILL = b'"max_tokens":1,"min_tokens":0,"stream":false,"stream_options":null,' + _HANDOVER
+#: By path, where it is not that. vLLM 0.32 takes and returns `kv_transfer_params` on all of them.
+_PREFILLS = {
+    # Chats have another name for the limit, which counts before `max_tokens`.
+    "/v1/chat/completions": b'"max_completion_tokens":1,' + _PREFILL,
+    "/v1/messages": b'"max_tokens":1,"stream":false,' + _HANDOVER,
+    # The engine would keep the prefill's answer under the id of the client's response.
+    "/v1/responses": b'"max_output_tokens":1,"store":false,"stream":false,' + _HANDOVER,
+}
 
 
 class _Prefilled(msgspec.Struct):
@@ -59,4 +65,4 @@ async def prefill_then_decode(legs: Legs, flight: Flight) -> None:
 
 def prefill_body(path: str, body: bytes) -> bytes:
     """Return the body of the prefill call: the client's fields, overridden at the end."""
-    return override(body, _CHAT_PREFILL if path.endswith("/chat/completions") else _PREFILL)
+    return override(body, _PREFILLS.get(path, _PREFILL))
