@@ -96,8 +96,8 @@ class Broadcast:
         """
         check_query(query)
         await self._reader.check_passed_on(body)
-        self._buffer.admit(0, len(body))
-        self._buffer.leave(0, len(body))  # it waits for nothing
+        self._buffer.admit(0, 0)  # its body is counted by the connection
+        self._buffer.leave(0, 0)  # it does not wait
         try:
             if endpoint.kind is Kind.JOINED:
                 return await self._loads(endpoint)
