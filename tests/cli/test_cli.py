@@ -12,7 +12,7 @@ import headway
 from headway.cli import app, simulate
 from headway.core.batch import batch_policies
 from headway.core.cluster import cluster_policies
-from headway.model.presets import PRESETS
+from headway.model.presets import PRESETS, load_cluster
 
 SMALL = ["--cluster", "llama8b-h100", "--requests", "30", "--workers", "1"]
 
@@ -62,6 +62,9 @@ def test_capacity_is_a_table_and_a_document(tmp_path: Path):
         (["capacity", "--metric", "x"], "metric must be slo or envelope"),
         (["policies", "stagered"], "did you mean 'staggered'"),
         (["presets", "dsv3"], "dsv3"),
+        (["presets", "--toml"], "headway presets NAME --toml"),
+        (["compare", "--seeds", "x"], "--seeds"),
+        (["comparee"], "comparee"),
         (["calibrate", "none.csv"], "none.csv"),
         (["calibrate", "none.csv", "--where", "model"], "'model' is not column=text"),
     ],
@@ -110,6 +113,27 @@ def test_every_preset_is_listed_and_shown_with_its_source():
     assert all(name in listing for name in PRESETS)
     shown = headway_("presets", "dsv3-h200-pd").stdout
     assert "aiconfigurator" in shown and "sync_token_s" in shown
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_printed_as_toml_is_the_same_cluster_again(name: str, tmp_path: Path):
+    file = tmp_path / "mine.toml"
+    file.write_text(headway_("presets", name, "--toml").stdout)
+    assert load_cluster(str(file)) == PRESETS[name]
+
+
+def test_kv_blocks_of_a_printed_preset_follow_its_memory(tmp_path: Path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        headway_("presets", "llama8b-h100", "--toml").stdout.replace(
+            "gpu_memory_gb = 80.0", "gpu_memory_gb = 141.0"
+        )
+    )
+    assert load_cluster(str(file)).pools[0].kv_blocks > PRESETS["llama8b-h100"].pools[0].kv_blocks
+
+
+def test_the_version_is_told():
+    assert headway_("--version").stdout == f"headway {headway.__version__}\n"
 
 
 def test_calibration_reports_by_regime_and_prints_toml(tmp_path: Path):

@@ -69,6 +69,15 @@ def test_flags_of_other_routers_are_checked_with_a_warning_for_each_that_does_no
     ]
 
 
+def test_what_is_open_to_others_is_a_warning_of_the_check_too():
+    words = ("--worker-urls", "http://a:1", "--host", "0.0.0.0", "--open-worker-api")
+    result = headway_("serve", "--check", *words, "--port", "1234")
+    assert result.exit_code == 0, result.output
+    lines = result.stderr.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("warning: whoever can connect to 0.0.0.0:1234 can ") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -82,6 +91,11 @@ def test_flags_of_other_routers_are_checked_with_a_warning_for_each_that_does_no
         (["--speed", "0", "--cluster", "llama8b-h100"], "speed must be a positive number"),
         (["--batch", "fare", "--cluster", "llama8b-h100"], "did you mean 'fair'"),
         (["--prot", "1"], "did you mean --port?"),
+        (["--foo", "1"], "unknown flag --foo: see --help"),
+        (["--port", "abc"], "'--port': 'abc' is not a port (0 to 65535)"),
+        (["--port", "70000"], "'--port': '70000' is not a port (0 to 65535)"),
+        (["--port"], "'--port' requires an argument"),
+        (["--jwt-issuer", "x"], "--jwt-issuer: JSON web tokens are not checked here"),
     ],
 )
 def test_an_error_is_one_line_and_status_2(arguments: list[str], message: str, file: Path):

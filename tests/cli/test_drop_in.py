@@ -1,13 +1,14 @@
 """A start script of another router swaps the program's name and works; what differs is said."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from headway.cli import drop_in
 from headway.cli.drop_in import POLICIES, read_flags
-from headway.cli.drop_in_flags import IDLE
+from headway.cli.drop_in_flags import IDLE, NOTES, REFUSED
 from headway.core.errors import ConfigError
 from headway.core.events import Role
 
@@ -40,13 +41,41 @@ def test_every_flag_of_theirs_is_known_with_as_many_words(program: str):
 
 def test_no_flag_is_taken_for_one_of_theirs_that_is_none():
     theirs = documented("vllm_router").keys() | documented("smg").keys()
-    assert drop_in._TAKES.keys() - theirs == {"--chunk-tokens"}
+    ours = {"--chunk-tokens", "--open-worker-api", "--admin-token-env"}
+    assert drop_in._TAKES.keys() - theirs == ours
 
 
 @pytest.mark.parametrize(("flag", "takes"), sorted(IDLE.items()))
 def test_a_flag_without_effect_is_said_to_have_none(flag: str, takes: str):
     words = {"0": [], "1": ["1"], "*": ["x", "y"], "+": ["x", "y"]}[takes]
-    assert notes(*W, flag, *words) == [f"{flag} has no effect here"]
+    assert notes(*W, flag, *words) == [f"{flag} {NOTES.get(flag, 'has no effect here')}"]
+
+
+@pytest.mark.parametrize(("flag", "takes"), sorted((flag, takes) for flag, (takes, _) in REFUSED.items()))
+def test_a_flag_that_decides_who_gets_in_or_where_requests_go_is_refused(flag: str, takes: str):
+    words = {"0": [], "1": ["1"], "*": ["x", "y"], "+": ["x", "y"]}[takes]
+    with pytest.raises(ConfigError) as caught:
+        read_flags([*W, flag, *words])
+    assert str(caught.value) == f"{flag}: {REFUSED[flag][1]}"
+
+
+#: Words in the names of flags that guard something.
+GUARDS = re.compile(r"jwt|auth|tenant|cert|api-key|control-plane|selector|allowed|wasm|tls|trust|secret")
+#: They guard nothing by themselves: they refine a flag that is refused, or a database of answers.
+HARMLESS = {
+    "--priority-scheduler-tenant-metric-top-n",
+    "--tenant-header-name",
+    "--wasm-middleware-sha256",
+    "--wasm-middleware-route",
+    "--oracle-external-auth",
+    "--mesh-tls-ca-cert",
+    "--mesh-tls-cert",
+    "--mesh-tls-key",
+}
+
+
+def test_no_flag_that_guards_something_is_taken_without_effect():
+    assert {flag for flag in IDLE if GUARDS.search(flag)} - HARMLESS == set()
 
 
 def test_worker_urls_are_engines():
@@ -87,6 +116,11 @@ def test_host_port_and_policy_that_were_read_already_count():
         (["--prometheus-host", "::", "--prometheus-port", "9090"], "metrics", "port", 9090),
         (["--shutdown-grace-period-secs", "5"], "server", "drain_timeout_s", 5.0),
         (["--chunk-tokens", "2048"], "worker_api", "chunk_tokens", 2048),
+        (["--open-worker-api"], "worker_api", "open", True),
+        ([], "worker_api", "open", False),
+        (["--admin-token-env", "TOKEN"], "admin", "token_env", "TOKEN"),
+        ([], "limits", "max_body_bytes", 32 << 20),
+        (["--cors-allowed-origins", "https://a.b", "*"], "cors", "allowed_origins", ("https://a.b", "*")),
     ],
 )
 def test_a_flag_sets_its_key(words: list[str], table: str, key: str, value: object):
@@ -160,9 +194,18 @@ def test_smg_listens_everywhere_and_its_key_guards_the_door_too(monkeypatch: pyt
     made = config("launch", *W, "--api-key", "sesame")
     assert made.server.host == "0.0.0.0"
     assert os.environ[made.auth.api_keys_env] == os.environ[made.auth.engine_api_key_env] == "sesame"
+    assert os.environ[made.admin.token_env] == "sesame"  # as there, who has it may add engines
     assert "sesame" not in repr(made)
-    monkeypatch.delenv(drop_in.DOOR_KEY_ENV)
-    monkeypatch.delenv(drop_in.ENGINE_KEY_ENV)
+    for name in (drop_in.DOOR_KEY_ENV, drop_in.ENGINE_KEY_ENV, drop_in.OPERATORS_ENV):
+        monkeypatch.delenv(name)
+
+
+def test_admin_keys_of_the_control_plane_are_the_operators(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(drop_in.OPERATORS_ENV, "")
+    keys = ("--control-plane-api-keys", "a:Ops:admin:one", "b:More:admin:two:three")
+    made = config("launch", *W, *keys)
+    assert os.environ[made.admin.token_env] == "one,two:three"
+    assert not made.auth.checks_keys
 
 
 def test_the_key_of_vllm_router_is_for_the_engines_alone(monkeypatch: pytest.MonkeyPatch):
@@ -170,6 +213,63 @@ def test_the_key_of_vllm_router_is_for_the_engines_alone(monkeypatch: pytest.Mon
     made = config(*W, "--api-key", "sesame")
     assert made.auth.api_keys_env is None
     assert os.environ[made.auth.engine_api_key_env] == "sesame"
+
+
+# Service discovery
+
+SD = ("--service-discovery", "--selector", "app=vllm", "tier=a")
+BY_ROLE = ("--prefill-selector", "app=vllm", "role=p", "--decode-selector", "app=vllm", "role=d")
+
+
+def test_service_discovery_finds_pods_by_a_selector():
+    made = config(*SD, "--service-discovery-port", "8000", "--service-discovery-namespace", "llm")
+    found = made.discovery
+    assert (found.selector, found.target_ports, found.namespace) == ("app=vllm,tier=a", (8000,), "llm")
+    assert (found.engine.dialect, found.watched, made.instances) == ("vllm", "app=vllm,tier=a", ())
+
+
+def test_the_port_is_80_and_what_an_engine_is_comes_from_the_flags():
+    made = config("launch", *SD, "--chunk-tokens", "4096", "--intra-node-data-parallel-size", "2")
+    engine = made.discovery.engine
+    assert made.discovery.target_ports == (80,)
+    assert (engine.dialect, engine.chunk_tokens, engine.ranks) == ("sglang", 4096, 2)
+
+
+def test_prefill_and_decode_pods_have_a_selector_each():
+    made = config("launch", "--pd-disaggregation", "--discovery-provider", "kubernetes", *BY_ROLE)
+    found = made.discovery
+    assert made.disaggregated and found.watched == "app=vllm,role in (p,d)"
+    assert found.engine_of(Role.PREFILL).bootstrap_port == 8998
+    assert found.engine_of(Role.DECODE).bootstrap_port is None
+
+
+def test_without_a_namespace_a_note_says_which_is_watched():
+    assert notes(*SD) == ["--service-discovery: this pod's namespace is watched; name another one"]
+    assert notes(*SD, "--service-discovery-namespace", "llm") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (SD[:1], "--service-discovery: needs --selector KEY=VALUE…"),
+        (SD[1:], "--selector: needs --service-discovery"),
+        ([*W, "--service-discovery-port", "80"], "--service-discovery-port: needs --service-discovery"),
+        ([*SD, *W], "--worker-urls: with --service-discovery the engines are found, not named"),
+        ([*SD, "--selector", "app"], "--selector: 'app' is not KEY=VALUE"),
+        (["--discovery-provider", "file"], "--discovery-provider file: only kubernetes can be asked here"),
+        (["--vllm-pd-disaggregation", *SD], "--service-discovery: needs --prefill-selector KEY=VALUE…"),
+    ],
+)
+def test_discovery_that_does_not_fit_together_is_one_line(words: list[str], message: str):
+    with pytest.raises(ConfigError) as caught:
+        read_flags(words)
+    assert str(caught.value) == message
+
+
+def test_selectors_of_both_roles_need_a_key_in_common():
+    words = ("--pd-disaggregation", "--service-discovery", "--prefill-selector", "a=b")
+    with pytest.raises(ConfigError, match="need a label's key in common"):
+        read_flags([*words, "--decode-selector", "c=d"])
 
 
 # What is wrong
@@ -181,6 +281,12 @@ def test_the_key_of_vllm_router_is_for_the_engines_alone(monkeypatch: pytest.Mon
         ([*W, "--queue-sizes", "3"], "unknown flag --queue-sizes: did you mean --queue-size?"),
         ([*W, "--confg", "x"], "unknown flag --confg: did you mean --config?"),
         ([*W, "--zzz"], "unknown flag --zzz: see --help"),
+        ([*W, "--foo"], "unknown flag --foo: see --help"),
+        ([*W, "--dp-aware"], "--dp-aware: needs the ranks of an engine: --intra-node-data-parallel-size N"),
+        (
+            [*W, "--control-plane-api-keys", "a:b:user:c"],
+            "--control-plane-api-keys: only ID:NAME:admin:KEY is known here",
+        ),
         ([*W, "--queue-size"], "--queue-size: a value is missing"),
         ([*W, "--queue-size", "many"], "--queue-size: 'many' is not a whole number"),
         ([*W, "--queue-timeout-secs", "nan"], "--queue-timeout-secs: 'nan' is not a number"),
@@ -216,9 +322,9 @@ def test_a_misspelt_policy_names_the_nearest_of_theirs_and_ours():
         read_flags(W, policy="cache_awre")
 
 
-def test_the_reference_names_every_flag_that_is_honoured():
+def test_the_reference_names_every_flag_that_is_honoured_or_refused():
     text = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
     short = {"--health-check-interval-secs": "-interval-secs", "--health-check-endpoint": "-endpoint"}
-    honoured = drop_in._TAKES.keys() - IDLE.keys()
-    assert [flag for flag in sorted(honoured) if f"`{short.get(flag, flag)}" not in text] == []
+    named = drop_in._TAKES.keys() - IDLE.keys()
+    assert [flag for flag in sorted(named) if f"`{short.get(flag, flag)}" not in text] == []
     assert [name for name in POLICIES if name.removesuffix("ing") not in text] == []

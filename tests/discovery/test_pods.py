@@ -210,6 +210,16 @@ def test_other_ports_of_the_pool_make_other_engines():
         ({"selector": "app=vllm"}, "selector and target_ports go together"),
         ({"pool": "a", "target_ports": [8000]}, "selector and target_ports go together"),
         ({"selector": "app=vllm", "target_ports": [80, 80]}, "target_ports has a port twice"),
+        (
+            {"prefill_selector": "a=b", "target_ports": [80]},
+            "prefill_selector and decode_selector go together",
+        ),
+        (
+            {"prefill_selector": "a=b", "decode_selector": "c=d", "target_ports": [80]},
+            "prefill_selector and decode_selector need a label's key in common",
+        ),
+        ({"prefill_selector": "a in (b)", "decode_selector": "a=c"}, "discovery.prefill_selector"),
+        ({"prefill_selector": "a=b", "decode_selector": "a=c"}, "selector and target_ports go together"),
         ({"pool": "../secrets"}, "discovery.pool"),
         ({"pool": "a", "engine": {"rank": 8}}, "unknown key discovery.engine.rank: did you mean 'ranks'?"),
         ({"pool": "a", "namespaces": "b"}, "unknown key discovery.namespaces: did you mean 'namespace'?"),
@@ -229,3 +239,24 @@ def test_engines_are_either_listed_or_found():
 def test_a_selector_takes_the_place_of_a_pool():
     spec = DiscoverySpec(selector="app in (vllm),!canary", target_ports=(8000, 8001))
     assert spec.pool is None and spec.target_ports == (8000, 8001)
+
+
+BY_ROLE = {
+    "prefill_selector": "app=vllm,component=prefill",
+    "decode_selector": "app=vllm,component=decode",
+    "target_ports": [8000],
+}
+
+
+def test_roles_are_told_by_a_selector_each():
+    config = FrontConfig.parse({"discovery": BY_ROLE} | PD)
+    assert config.discovery.watched == "app=vllm,component in (prefill,decode)"
+    found = Members(config.discovery, config.check_instance)
+    pods = [
+        pod(name=f"vllm-{component}", labels={"app": "vllm", "component": component})
+        for component in ("prefill", "decode", "router")
+    ]
+    roles = {each.name: each.role for each in found.update(pods, [8000]).instances}
+    assert roles == {"vllm-prefill": Role.PREFILL, "vllm-decode": Role.DECODE}
+    why = found.misfits["vllm-router"]
+    assert why == "pod vllm-router: its labels match neither of prefill_selector and decode_selector"

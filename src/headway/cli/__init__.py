@@ -1,15 +1,19 @@
 """The command line: `headway serve | epp | emulate | demo | compare | capacity | policies | presets | …`."""
 
 import sys
+from typing import Annotated
 
 import typer
 
+from headway import __version__
 from headway.cli import emulate, epp, serve, simulate, sweep
+from headway.cli.console import OneLineErrors
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="headway",
+    cls=OneLineErrors,
     help=(
         "Schedule LLM serving: staggered batches, FairBatching and triage, against every baseline.\n\n"
         "Start with [bold]headway demo[/] (simulated) or [bold]headway serve[/] (real, on emulated engines); "
@@ -22,6 +26,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headway {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
+
 
 app.command(context_settings=serve.OTHER_FLAGS)(serve.serve)
 for command in (

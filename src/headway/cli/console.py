@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
+import typer.core
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -25,12 +26,23 @@ from rich.table import Table
 
 from headway.core.errors import ConfigError, HeadwayError
 
-__all__ = ["Bar", "friendly", "option", "plain_table", "stderr", "stdout"]
+__all__ = ["Bar", "OneLineErrors", "friendly", "option", "plain_table", "port_number", "stderr", "stdout"]
 
 
 def option(text: str, panel: str, *names: str, metavar: str | None = None) -> Any:
     """Declare an option: its help, the panel it is in, its names where not the parameter's."""
     return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
+
+
+def port_number(text: str | int) -> int:
+    """Return a port from the command line. Raises typer.BadParameter, which names the option."""
+    try:
+        port = int(text)
+    except ValueError:
+        port = -1
+    if not 0 <= port <= 65535:
+        raise typer.BadParameter(f"{text!r} is not a port (0 to 65535)")
+    return port
 
 
 def friendly(command: Callable[..., None]) -> Callable[..., None]:
@@ -50,6 +62,41 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return wrapped
+
+
+#: What a wrong command line raises. Typer exports only the class that derives from it.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class OneLineErrors(typer.core.TyperGroup):
+    """A group of commands that reports a wrong command line as one line, as every other error."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run the command line. A usage error is one line that names the option, and exit status 2."""
+        extra["standalone_mode"] = False
+        try:
+            result = super().main(*args, **extra)
+        except _UsageError as error:
+            if not standalone_mode:
+                raise
+            _report_usage(error)
+            sys.exit(2)
+        except typer.Abort:
+            if not standalone_mode:
+                raise
+            stderr().print("interrupted")
+            sys.exit(130)
+        if standalone_mode:
+            sys.exit(result if isinstance(result, int) else 0)
+        return result
+
+
+def _report_usage(error: Any) -> None:
+    message = error.format_message().strip()
+    if not message or "\n" in message:  # the help text, of a group that was called without a command
+        stdout().print(message, markup=False)
+        return
+    stderr().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False, emoji=False)
 
 
 class Bar:

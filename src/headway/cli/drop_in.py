@@ -3,25 +3,27 @@
 A start script swaps the program's name and works.
 
 Rule 1. Every flag of theirs is known. It sets a key of the gateway's configuration, or it is taken with a
-        warning that says it has no effect; none is dropped in silence. What would send requests astray
-        (another KV hand-over, an encode pool) is refused.
+        warning that says it has no effect; none is dropped in silence. A flag that decides who gets in or
+        where requests go is refused where it cannot be honoured (`drop_in_flags.py`).
 Rule 2. A flag nobody knows is an error that names the nearest known one.
 Rule 3. What a script leaves unsaid is Headway's default, but for what others in the script's surroundings
-        rely on: the port (30000), the port of the metrics (29000), the size of a body (512 MiB), and smg's
-        habit to listen everywhere.
+        rely on: the port (30000), the port of the metrics (29000), and smg's habit to listen everywhere.
 Rule 4. `smg` is meant when the first word is `launch` or a flag says so; `vllm-router` else. They differ in
-        the default host and engine, and in what `--api-key` guards: the engines in both, the door in smg.
+        the default host and engine, and in what `--api-key` guards: the engines in both; in smg also the
+        gateway, for clients and operators.
+Rule 5. Engines can be added by URL, as there; but where others can connect that needs a key, or
+        `--open-worker-api`, which is ours.
 """
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from headway.cli.drop_in_flags import ANY, IDLE, NONE, ONE, SOME
+from headway.cli.drop_in_discovery import DISCOVERY_FLAGS, discovery_of
+from headway.cli.drop_in_flags import ANY, IDLE, NONE, NOTES, ONE, REFUSED, SOME
+from headway.cli.drop_in_words import GivenFlags, as_is, real, whole
 from headway.core.cluster import cluster_policies
 from headway.core.errors import ConfigError, unknown_name
 from headway.hosts.gateway.config import GatewayConfig
@@ -29,11 +31,12 @@ from headway.hosts.gateway.worker_api import instance_name
 
 __all__ = ["DropIn", "read_flags"]
 
-PORT, METRICS_PORT, MOST_BODY_BYTES = 30_000, 29_000, 512 << 20
+PORT, METRICS_PORT = 30_000, 29_000
 #: SGLang's own default of `--disaggregation-bootstrap-port`.
 BOOTSTRAP_PORT = 8998
 #: Where keys from the command line are put: the configuration names variables, never secrets.
 DOOR_KEY_ENV, ENGINE_KEY_ENV = "HEADWAY_DROP_IN_API_KEY", "HEADWAY_DROP_IN_ENGINE_API_KEY"
+OPERATORS_ENV = "HEADWAY_DROP_IN_OPERATORS"
 
 #: Their policies and ours. What goes by prefix there goes to the policy that counts cached prefixes; what
 #: goes by key or session goes by load.
@@ -81,8 +84,13 @@ _SPECIAL = {
     "--tls-key-path": ONE,
     "--tokenizer-path": ONE,
     "--kv-connector": ONE,
-    "--epd-disaggregation": NONE,
-    "--encode": SOME,
+    "--dp-aware": NONE,
+    "--cors-allowed-origins": ANY,
+    "--control-plane-api-keys": ANY,
+    "--open-worker-api": NONE,  # ours: whoever may send requests may add engines
+    "--admin-token-env": ONE,  # ours: the variable with the operators' token
+    "--model-path": ONE,
+    "--model": ONE,
     "--log-json": NONE,  # they always are
 }
 
@@ -98,7 +106,6 @@ _OWN = (
     "--speed",
     "--batch",
 )
-_OF_SMG = ("--pd-disaggregation", "--epd-disaggregation", "--backend", "--dp-aware")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,121 +124,46 @@ def read_flags(
     Keys go into this process's environment, under the names that the configuration then has. Raises
     ConfigError for a flag or value nobody knows, naming the flag and the nearest known one.
     """
-    draft = _Draft(_Given.scan(words), host, port, policy or "")
+    draft = _Draft(GivenFlags.scan(words, _TAKES, _OWN), host, port, policy or "")
     return DropIn(GatewayConfig.parse(draft.data(), where="command line"), draft.notes)
 
 
-class _Given:
-    """The flags of a command line: for each, the words that follow it, once per time it is given."""
-
-    def __init__(self, smg: bool) -> None:
-        self.smg = smg
-        self.all: dict[str, list[list[str]]] = {}
-
-    @classmethod
-    def scan(cls, words: Sequence[str]) -> "_Given":
-        """Sort words to flags. Raises ConfigError for flags nobody knows and words that belong to none."""
-        rest = list(words)
-        launch = rest[:1] == ["launch"]
-        given = cls(launch or any(word.partition("=")[0] in _OF_SMG for word in rest))
-        rest = rest[1:] if launch else rest
-        while rest:
-            flag, equals, value = rest.pop(0).partition("=")
-            if not flag.startswith("--"):
-                raise ConfigError(f"command line: nothing takes {flag!r}")
-            if flag not in _TAKES:
-                raise _unknown(flag)
-            given.all.setdefault(flag, []).append([value] if equals else _take(flag, rest))
-        return given
-
-    def has(self, flag: str) -> bool:
-        """Whether a flag is given."""
-        return flag in self.all
-
-    def words(self, flag: str) -> list[str]:
-        """Return what follows a flag, all times together."""
-        return [word for words in self.all.get(flag, []) for word in words]
-
-    def text(self, flag: str, default: str) -> str:
-        """Return the last value."""
-        return self.words(flag)[-1] if self.has(flag) else default
-
-    def number(self, flag: str, read: Callable[[str, str], float]) -> Any:
-        """Return the last value as a number, None where the flag is not given."""
-        return read(flag, self.words(flag)[-1]) if self.has(flag) else None
-
-
-def _unknown(flag: str) -> ConfigError:
-    near = get_close_matches(flag, [*_TAKES, *_OWN], n=1, cutoff=0.5)
-    return ConfigError(f"unknown flag {flag}: " + (f"did you mean {near[0]}?" if near else "see --help"))
-
-
-def _take(flag: str, rest: list[str]) -> list[str]:
-    """Take the words that follow a flag off `rest`."""
-    takes = _TAKES[flag]
-    taken: list[str] = []
-    most = {NONE: 0, ONE: 1}.get(takes, len(rest))
-    while rest and len(taken) < most and not rest[0].startswith("--"):
-        taken.append(rest.pop(0))
-    if not taken and takes in (ONE, SOME):
-        raise ConfigError(f"{flag}: a value is missing")
-    return taken
-
-
-def _whole(flag: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"{flag}: {text!r} is not a whole number") from None
-
-
-def _real(flag: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(f"{flag}: {text!r} is not a number")
-    return value
-
-
-def _as_is(flag: str, text: str) -> str:
-    return text
-
-
-_Read = Callable[[str, str], Any]
-
 #: Flags that set one key of one table.
-_KEYS: dict[str, tuple[str, str, _Read]] = {
-    "--shutdown-grace-period-secs": ("server", "drain_timeout_s", _real),
-    "--max-payload-size": ("limits", "max_body_bytes", _whole),
-    "--queue-timeout-secs": ("limits", "queue_timeout_s", _real),
-    "--request-timeout-secs": ("limits", "first_byte_timeout_s", _real),
-    "--header-read-timeout-secs": ("limits", "header_timeout_s", _real),
-    "--stream-body-stall-timeout-secs": ("limits", "idle_timeout_s", _real),
-    "--health-check-timeout-secs": ("health", "timeout_s", _real),
-    "--health-check-interval-secs": ("health", "interval_s", _real),
-    "--health-check-endpoint": ("health", "path", _as_is),
-    "--prometheus-host": ("metrics", "host", _as_is),
-    "--prometheus-port": ("metrics", "port", _whole),
+_KEYS: dict[str, tuple[str, str, Callable[[str, str], Any]]] = {
+    "--shutdown-grace-period-secs": ("server", "drain_timeout_s", real),
+    "--max-payload-size": ("limits", "max_body_bytes", whole),
+    "--queue-timeout-secs": ("limits", "queue_timeout_s", real),
+    "--request-timeout-secs": ("limits", "first_byte_timeout_s", real),
+    "--header-read-timeout-secs": ("limits", "header_timeout_s", real),
+    "--stream-body-stall-timeout-secs": ("limits", "idle_timeout_s", real),
+    "--health-check-timeout-secs": ("health", "timeout_s", real),
+    "--health-check-interval-secs": ("health", "interval_s", real),
+    "--health-check-endpoint": ("health", "path", as_is),
+    "--prometheus-host": ("metrics", "host", as_is),
+    "--prometheus-port": ("metrics", "port", whole),
 }
 
-_TAKES: Mapping[str, str] = {**dict.fromkeys(_KEYS, ONE), **_SPECIAL, **IDLE}
+_TAKES: Mapping[str, str] = {
+    **dict.fromkeys(_KEYS, ONE),
+    **_SPECIAL,
+    **DISCOVERY_FLAGS,
+    **IDLE,
+    **{flag: takes for flag, (takes, _) in REFUSED.items()},
+}
 
 
 class _Draft:
     """A configuration in the making."""
 
-    def __init__(self, given: _Given, host: str | None, port: int | None, policy: str) -> None:
+    def __init__(self, given: GivenFlags, host: str | None, port: int | None, policy: str) -> None:
         self.notes: list[str] = []
         self._given = given
         self._main_policy = policy
-        self._ranks = given.number("--intra-node-data-parallel-size", _whole) or 1
-        self._chunk = given.number("--chunk-tokens", _whole)
+        self._ranks = given.number("--intra-node-data-parallel-size", whole) or 1
+        self._chunk = given.number("--chunk-tokens", whole)
         host = host or ("0.0.0.0" if given.smg else "127.0.0.1")
         self._tables: dict[str, dict[str, Any]] = {
             "server": {"host": host, "port": PORT if port is None else port},
-            "limits": {"max_body_bytes": MOST_BODY_BYTES},
             "metrics": {"port": METRICS_PORT},
         }
         for flag, (table, key, read) in _KEYS.items():
@@ -241,16 +173,21 @@ class _Draft:
     def data(self) -> dict[str, Any]:
         """Return it as plain data."""
         self._refuse()
-        instances = self._instances()
+        engine = {"dialect": self._dialect, "ranks": self._ranks, **self._chunk_key()}
+        bootstrap = {"bootstrap_port": BOOTSTRAP_PORT} if self._dialect == "sglang" else {}
+        found = discovery_of(self._given, engine, bootstrap, split=self._split)
+        instances = [] if found is not None else self._instances()
+        if found is not None and "namespace" not in found:
+            self.notes.append("--service-discovery: this pod's namespace is watched; name another one")
         self._policy()
         self._limits()
         self._retries_and_breaker()
         self._secrets()
         for flag in self._given.all:
             if flag in IDLE:
-                self.notes.append(f"{flag} has no effect here")
-        api = {"enabled": True, "dialect": self._dialect, "ranks": self._ranks, **self._chunk_key()}
-        pools = {"disaggregated": self._split, "instances": instances}
+                self.notes.append(f"{flag} {NOTES.get(flag, 'has no effect here')}")
+        api = {"enabled": True, "open": self._given.has("--open-worker-api"), **engine}
+        pools = {"disaggregated": self._split, "instances": instances, "discovery": found}
         return {**self._tables, **pools, "worker_api": api}
 
     def _set(self, table: str, key: str, value: Any) -> None:
@@ -260,9 +197,11 @@ class _Draft:
         connector = self._given.text("--kv-connector", "nixl")
         if connector != "nixl":
             raise ConfigError(f"--kv-connector {connector}: only nixl's hand-over is spoken here")
-        for flag in ("--epd-disaggregation", "--encode"):
-            if self._given.has(flag):
-                raise ConfigError(f"{flag}: there is no encode pool here, only prefill and decode")
+        for flag in self._given.all:
+            if flag in REFUSED:
+                raise ConfigError(f"{flag}: {REFUSED[flag][1]}")
+        if self._given.has("--dp-aware") and not self._given.has("--intra-node-data-parallel-size"):
+            raise ConfigError("--dp-aware: needs the ranks of an engine: --intra-node-data-parallel-size N")
 
     # Engines
 
@@ -293,7 +232,7 @@ class _Draft:
     def _prefill(self, url: str, port: str = "none", *more: str) -> dict[str, Any]:
         if more:
             raise ConfigError(f"--prefill: URL [BOOTSTRAP_PORT], got {more[0]!r} too")
-        number = None if port.lower() == "none" else _whole("--prefill", port)
+        number = None if port.lower() == "none" else whole("--prefill", port)
         if self._dialect == "sglang":
             return self._instance(url, role="prefill", bootstrap_port=number or BOOTSTRAP_PORT)
         if number is not None:
@@ -363,26 +302,26 @@ class _Draft:
     def _limits(self) -> None:
         """At most N are served and Q wait for a place among them; here both count towards one bound."""
         given = self._given
-        served = given.number("--max-concurrent-requests", _whole)
-        waiting = given.number("--queue-size", _whole)
+        served = given.number("--max-concurrent-requests", whole)
+        waiting = given.number("--queue-size", whole)
         if served is not None and served > 0:
             self._set("limits", "concurrent_requests", served + (100 if waiting is None else waiting))
         elif waiting is not None:
             self.notes.append("--queue-size has no effect without --max-concurrent-requests")
-        rate = given.number("--rate-limit-tokens-per-second", _real)
+        rate = given.number("--rate-limit-tokens-per-second", real)
         if rate:
             self._set("limits", "rate_limit_rps", rate)
 
     def _retries_and_breaker(self) -> None:
         given = self._given
-        tries = 1 if given.has("--disable-retries") else given.number("--retry-max-retries", _whole)
+        tries = 1 if given.has("--disable-retries") else given.number("--retry-max-retries", whole)
         if tries is not None:
             self._set("limits", "retries", max(0, tries - 1))  # they count the first one too
         for key, flags, choose in (
             ("eject_after", ("--cb-failure-threshold", "--health-failure-threshold"), min),
             ("return_after", ("--cb-success-threshold", "--health-success-threshold"), max),
         ):
-            numbers = [given.number(flag, _whole) for flag in flags if given.has(flag)]
+            numbers = [given.number(flag, whole) for flag in flags if given.has(flag)]
             if numbers:
                 self._set("health", key, choose(numbers))
 
@@ -397,18 +336,40 @@ class _Draft:
         if key and given.smg:
             os.environ[DOOR_KEY_ENV] = key
             self._set("auth", "api_keys_env", DOOR_KEY_ENV)
+        self._operators([key] if key and given.smg else [])
+        if given.words("--cors-allowed-origins"):
+            self._set("cors", "allowed_origins", given.words("--cors-allowed-origins"))
         if given.has("--tls-cert-path") or given.has("--tls-key-path"):
             pair = {"certificate": given.text("--tls-cert-path", ""), "key": given.text("--tls-key-path", "")}
             for name, path in pair.items():
                 if not path:
                     raise ConfigError(f"TLS needs --tls-cert-path and --tls-key-path: the {name} is missing")
             self._tables["tls"] = pair
-        if given.has("--tokenizer-path"):
-            self._tokenizer(Path(given.text("--tokenizer-path", "")))
+        flags = ("--tokenizer-path", "--model-path", "--model")
+        flag = next((each for each in flags if given.has(each)), None)
+        if flag is not None:
+            self._tokenizer(flag, Path(given.text(flag, "")))
 
-    def _tokenizer(self, path: Path) -> None:
+    def _operators(self, keys: list[str]) -> None:
+        """Take the keys that operators may use: these, and those of the control plane with role admin."""
+        given = self._given
+        if given.has("--admin-token-env"):
+            if keys or given.has("--control-plane-api-keys"):
+                raise ConfigError("--admin-token-env: the flags name operators' keys already")
+            self._set("admin", "token_env", given.text("--admin-token-env", ""))
+            return
+        for word in given.words("--control-plane-api-keys"):
+            parts = word.split(":", 3)
+            if len(parts) != 4 or parts[2] != "admin" or not parts[3] or "," in parts[3]:
+                raise ConfigError("--control-plane-api-keys: only ID:NAME:admin:KEY is known here")
+            keys.append(parts[3])
+        if keys:
+            os.environ[OPERATORS_ENV] = ",".join(keys)
+            self._set("admin", "token_env", OPERATORS_ENV)
+
+    def _tokenizer(self, flag: str, path: Path) -> None:
         file = path / "tokenizer.json" if path.is_dir() else path
         if file.is_file():
             self._set("server", "tokenizer", str(file))
         else:
-            self.notes.append(f"--tokenizer-path {path}: no tokenizer.json, lengths are learned instead")
+            self.notes.append(f"{flag} {path}: no tokenizer.json, lengths are learned instead")

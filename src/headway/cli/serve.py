@@ -15,7 +15,7 @@ import orjson
 import typer
 from rich.markup import escape
 
-from headway.cli.console import friendly, option, stderr, stdout
+from headway.cli.console import friendly, option, port_number, stderr, stdout
 from headway.cli.emulate import Batch, DialectName, Seed, Speed
 from headway.core.errors import ConfigError
 
@@ -107,7 +107,10 @@ def serve(
     port: Annotated[
         int | None,
         typer.Option(
-            help="Port; 0: a free one [dim](default: 8080)[/].", rich_help_panel=_WHERE, min=0, max=65535
+            help="Port; 0: a free one [dim](default: 8080)[/].",
+            rich_help_panel=_WHERE,
+            parser=port_number,
+            metavar="PORT",
         ),
     ] = None,
     log_level: Annotated[
@@ -238,7 +241,7 @@ def summary(config: "FrontConfig") -> str:
     found = config.discovery
     where = "no engine yet"
     if found is not None:
-        pool = f"InferencePool {found.pool}" if found.pool else found.selector
+        pool = f"InferencePool {found.pool}" if found.pool else found.watched
         where = f"the engines of {found.file or pool}"
     return f"{config.policy.cluster} over {', '.join(pools) or where}"
 

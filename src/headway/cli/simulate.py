@@ -338,19 +338,33 @@ def presets(
     name: Annotated[
         str | None, typer.Argument(help="A preset, or a .toml file, in full.", metavar="[NAME]")
     ] = None,
+    toml: Annotated[
+        bool, typer.Option("--toml", help="Print it as a file that --cluster FILE.toml reads.")
+    ] = False,
 ) -> None:
     """List the clusters that ship with Headway, or show one in full with the source of its numbers.
+
+    A cluster of your own begins as a copy: docs/engine-model.md says what its keys mean.
 
     [bold]Examples[/]
 
     [cyan]headway presets[/]
 
     [cyan]headway presets dsv3-h200-pd[/]
+
+    [cyan]headway presets dsv3-h200-pd --toml > mine.toml && headway compare --cluster mine.toml[/]
     """
     from headway.model.presets import PRESETS, load_cluster
 
     if name is None:
+        if toml:
+            raise ConfigError("--toml: say which preset: headway presets NAME --toml")
         stdout().print(_preset_table([load_cluster(preset) for preset in PRESETS]))
+        return
+    if toml:
+        from headway.model.cluster_file import cluster_toml
+
+        typer.echo(cluster_toml(load_cluster(name)), nl=False)
         return
     _show_preset(load_cluster(name))
 

@@ -56,6 +56,7 @@ __all__ = [
     "TlsSpec",
     "Url",
     "is_loopback",
+    "labels_of",
     "parse_instance",
 ]
 
@@ -89,6 +90,19 @@ def _http_url(text: str) -> str:
 
 #: A name in Kubernetes; it becomes a part of a path.
 _DNS_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
+
+#: Labels and their values, as `key=value,key=value`.
+_LABELS = r"^[\w./-]+=[\w.-]*(,[\w./-]+=[\w.-]*)*$"
+
+
+def labels_of(selector: str) -> dict[str, str]:
+    """Return the labels of a selector.
+
+    >>> labels_of("app=vllm,component=prefill")
+    {'app': 'vllm', 'component': 'prefill'}
+    """
+    return dict(label.split("=", 1) for label in selector.split(","))
+
 
 _SUBSCRIBABLE = re.compile(r"tcp://[^\s:]+:[1-9]\d{0,4}|tcp://\[[^\s\]]+\]:[1-9]\d{0,4}|ipc://\S+")
 
@@ -233,6 +247,9 @@ class DiscoverySpec(Spec):
     """Where engines are found (`front/discovery`): in a `file`, in an InferencePool, or by a label `selector`
     with `target_ports`.
 
+    `prefill_selector`, `decode_selector`: in place of `selector` and `role_label`, the labels
+    ("app=vllm,component=prefill") by which pods of each role are known. They have a key in common.
+
     `namespace`: None: of this pod. `role`: of an engine without the label. `prefill`, `decode`: what engines
     of that role are, in place of `engine`. `interval_s`: how often it is looked whether the file has changed.
     `api_server`: None: the cluster's this pod runs in, with its token and CA.
@@ -242,6 +259,8 @@ class DiscoverySpec(Spec):
     pool: str | None = Field(default=None, pattern=_DNS_NAME)
     namespace: str | None = Field(default=None, pattern=_DNS_NAME)
     selector: str | None = Field(default=None, min_length=1)
+    prefill_selector: str | None = Field(default=None, pattern=_LABELS)
+    decode_selector: str | None = Field(default=None, pattern=_LABELS)
     target_ports: tuple[KnownPort, ...] = Field(default=(), max_length=8)
     role_label: str = "llm-d.ai/role"
     role: Role = Role.AGGREGATED
@@ -255,15 +274,36 @@ class DiscoverySpec(Spec):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
+        by_role = (self.prefill_selector, self.decode_selector)
+        if (by_role[0] is None) != (by_role[1] is None):
+            raise ValueError("prefill_selector and decode_selector go together")
         sources = [key for key in ("file", "pool", "selector") if getattr(self, key) is not None]
+        if by_role[0] is not None and by_role[1] is not None:
+            sources.append("prefill_selector")
+            if not labels_of(by_role[0]).keys() & labels_of(by_role[1]).keys():
+                raise ValueError("prefill_selector and decode_selector need a label's key in common")
         if len(sources) != 1:
             has = " and ".join(sources) or "none"
             raise ValueError(f"needs one of file, pool and selector, and has {has}")
-        if bool(self.target_ports) != (self.selector is not None):
+        if bool(self.target_ports) != (sources[0] in ("selector", "prefill_selector")):
             raise ValueError("selector and target_ports go together: a pool has ports of its own")
         if len(set(self.target_ports)) != len(self.target_ports):
             raise ValueError("target_ports has a port twice")
         return self
+
+    @property
+    def watched(self) -> str | None:
+        """The label selector that selects all engines; None for a file or a pool."""
+        if self.prefill_selector is None or self.decode_selector is None:
+            return self.selector
+        prefill, decode = labels_of(self.prefill_selector), labels_of(self.decode_selector)
+        common = sorted(prefill.keys() & decode.keys())
+        return ",".join(
+            f"{key}={prefill[key]}"
+            if prefill[key] == decode[key]
+            else f"{key} in ({prefill[key]},{decode[key]})"
+            for key in common
+        )
 
     def engine_of(self, role: Role) -> EngineSpec:
         """Return what an engine of a role is."""

@@ -230,7 +230,7 @@ class KubernetesSource:
         self._namespace = spec.namespace or own_namespace()
         self._members = Members(spec, fits)
         self._ports = spec.target_ports
-        self._selector = spec.selector
+        self._selector = spec.watched
         self._pods: Mapping[str, Pod] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._last = Found(())

@@ -19,7 +19,7 @@ import msgspec
 from headway.core.errors import ConfigError
 from headway.core.events import Role
 from headway.front.addresses import Addresses
-from headway.front.config import DiscoverySpec, EngineSpec, InstanceSpec, parse_instance
+from headway.front.config import DiscoverySpec, EngineSpec, InstanceSpec, labels_of, parse_instance
 from headway.front.discovery.contract import Found
 
 __all__ = ["Members", "Pod", "instance_of", "role_of"]
@@ -169,13 +169,27 @@ _COPIED = set(EngineSpec.model_fields) - {"scheme", "events_port", "snapshots_po
 
 
 def role_of(spec: DiscoverySpec, labels: Mapping[str, str], *, where: str) -> Role:
-    """Return what the role label says, the configured role without one. Raises ConfigError."""
+    """Return the role that a pod's labels tell, the configured role without any. Raises ConfigError."""
+    if spec.prefill_selector is not None and spec.decode_selector is not None:
+        return _role_by_selectors(spec.prefill_selector, spec.decode_selector, labels, where=where)
     text = labels.get(spec.role_label)
     if text is None:
         return spec.role
     if text not in ROLES:
         raise ConfigError(f"{where}: label {spec.role_label} is {text!r}, known: {', '.join(sorted(ROLES))}")
     return ROLES[text]
+
+
+def _role_by_selectors(prefill: str, decode: str, labels: Mapping[str, str], *, where: str) -> Role:
+    roles = [
+        role
+        for role, selector in ((Role.PREFILL, prefill), (Role.DECODE, decode))
+        if labels_of(selector).items() <= labels.items()
+    ]
+    if len(roles) != 1:
+        which = "both" if roles else "neither"
+        raise ConfigError(f"{where}: its labels match {which} of prefill_selector and decode_selector")
+    return roles[0]
 
 
 def instance_name(name: str) -> str:
