@@ -57,6 +57,21 @@ _TYPES = {
 }
 
 
+#: Anthropic's API, which has its own format of errors, and its types.
+ANTHROPIC = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
 class Refusal(Exception):  # noqa: N818  an answer, not a fault
     """Ends a request with an error answer. `code` is one word for programs and for metrics."""
 
@@ -75,8 +90,11 @@ class Refusal(Exception):  # noqa: N818  an answer, not a fault
         self.param = param
         self.retry_after_s = retry_after_s
 
-    def body(self) -> bytes:
-        """Return the answer's body."""
+    def body(self, path: str = "") -> bytes:
+        """Return the answer's body, in the format of the API that the path belongs to."""
+        if path.startswith(ANTHROPIC):
+            kind = _ANTHROPIC_TYPES.get(self.status, "api_error")
+            return orjson.dumps({"type": "error", "error": {"type": kind, "message": str(self)}})
         error = {
             "message": str(self),
             "type": _TYPES.get(self.status, "error"),
@@ -94,9 +112,10 @@ class Refusal(Exception):  # noqa: N818  an answer, not a fault
             headers["WWW-Authenticate"] = "Bearer"
         return headers
 
-    def sse(self) -> bytes:
+    def sse(self, path: str = "") -> bytes:
         """Return the error as an event, for a stream that has begun: its status can no longer tell."""
-        return b"data: " + self.body() + b"\n\n"
+        event = b"event: error\n" if path.startswith(ANTHROPIC) else b""
+        return event + b"data: " + self.body(path) + b"\n\n"
 
 
 def bad_request(message: str, *, param: str | None = None, code: str = "invalid_request") -> Refusal:

@@ -61,9 +61,9 @@ class HttpResponse:
         self.headers = dict(headers or {})
 
 
-def refused(refusal: Refusal) -> HttpResponse:
-    """Return the answer that tells a client no."""
-    return HttpResponse(refusal.status, refusal.body(), refusal.headers())
+def refused(refusal: Refusal, path: str = "") -> HttpResponse:
+    """Return a refusal as an answer, in the format of the API that the path belongs to."""
+    return HttpResponse(refusal.status, refusal.body(path), refusal.headers())
 
 
 def json_answer(value: object, status: int = 200) -> HttpResponse:
@@ -522,10 +522,11 @@ class ClientSink:
     async def fail(self, refusal: Refusal) -> None:
         """Say why there is no answer; or, in a stream that has begun, why it ends, and cut the connection."""
         if not self.started:
-            await self.answer(refusal.status, refusal.headers(), refusal.body())
+            await self.answer(refusal.status, refusal.headers(), refusal.body(self._request.path))
             return
         if not self._connection.lost:
-            self._connection.write(self._framed(refusal.sse()))  # without waiting for one who does not read
+            event = refusal.sse(self._request.path)
+            self._connection.write(self._framed(event))  # without waiting for one who does not read
         self._connection.close()  # after what is buffered, and without the last chunk: not a whole answer
 
 

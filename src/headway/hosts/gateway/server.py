@@ -131,7 +131,7 @@ class PublicSide:
     def _not_let_in(self, request: HttpRequest, refusal: Refusal) -> HttpResponse:
         request_id = self._request_id(request)
         self._refused(request.path, request_id, refusal)
-        answer = refused(refusal)
+        answer = refused(refusal, request.path)
         answer.headers["x-request-id"] = request_id
         return answer
 
