@@ -13,6 +13,7 @@ from headway.core.settings import setting
 from headway.front.body_reader import BodyReader
 from headway.front.driver import Driver
 from headway.front.lengths import Lengths
+from headway.front.model_catalog import ModelCard, ModelCatalog
 from headway.front.worker import Worker
 from headway.hosts.envoy import wire
 from headway.hosts.envoy.config import EppConfig
@@ -103,9 +104,16 @@ class Workers:
         self.config = config
         self.list = [Worker(spec) for spec in config.instances]
         self.blamed = []
+        self.asked_again = 0
         for worker in self.list:
             worker.health.admit(0.0)
             worker.inference = NoInference()
+            worker.models = {"tiny": ModelCard(id="tiny", max_model_len=1000)}
+            worker.asked_for_models = True
+        self.catalog = ModelCatalog(config.server, lambda: self.list, self.ask_again, clock=lambda: 0.0)
+
+    async def ask_again(self):
+        self.asked_again += 1
 
     def __iter__(self):
         return iter(self.list)
@@ -114,7 +122,7 @@ class Workers:
         return next((worker for worker in self.list if worker.name == name), None)
 
     def models(self):
-        return {"tiny": 1000}
+        return self.catalog.lengths()
 
     def ready(self):
         return any(worker.takes_work() for worker in self.list)

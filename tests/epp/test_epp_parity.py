@@ -82,7 +82,8 @@ async def through_the_gateway(policy):
 async def through_the_picker(policy, *, apart=False):
     """Requests come to the picker's desk, and end by its accounts. `apart`: from another process."""
     stage = Stage(policy, instances=instances())
-    stage.workers.models = dict
+    for worker in stage.workers:
+        worker.models = {}
     stage.log.lines.clear()
     desk = Apart(stage.picks).desk if apart else stage.picks
     tasks, names = {}, {}

@@ -46,7 +46,8 @@ class StandIn:
     """One engine. Set its attributes to change what it does."""
 
     def __init__(self, models=("tiny",)):
-        self.models = models
+        self.models = models  # names, or entries of /v1/models
+        self.asked_for_models = 0
         self.requests = []  # (path, headers, body as parsed)
         self.bodies = []  # as they came
         self.aborted = 0
@@ -97,7 +98,9 @@ class StandIn:
             await self.answers_checks.wait()
             return web.Response(status=200 if self.healthy else 500)
         if request.path == "/v1/models":
-            return web.json_response({"data": [{"id": name, "max_model_len": 1000} for name in self.models]})
+            self.asked_for_models += 1
+            listed = [{"id": n, "max_model_len": 1000} if isinstance(n, str) else n for n in self.models]
+            return web.json_response({"data": listed})
         if request.path == "/metrics":
             self.scraped += 1
             return web.Response(text=self.metrics, status=200 if self.metrics else 404)

@@ -163,7 +163,11 @@ class _Draft:
         self._chunk = given.number("--chunk-tokens", whole)
         host = host or ("0.0.0.0" if given.smg else "127.0.0.1")
         self._tables: dict[str, dict[str, Any]] = {
-            "server": {"host": host, "port": PORT if port is None else port},
+            "server": {
+                "host": host,
+                "port": PORT if port is None else port,
+                "unknown_models": "pass-on",  # as they do: the engine decides
+            },
             "metrics": {"port": METRICS_PORT},
         }
         for flag, (table, key, read) in _KEYS.items():

@@ -144,11 +144,14 @@ class DoorSpec(Spec):
     """The public side. `models`: names served; empty: what the engines say.
 
     `tokenizer`: a tokenizer.json for exact prompt lengths; without it they are learned from `usage`.
+    `unknown_models`: what becomes of a request for a model that no engine lists: "refuse" (404), or "pass-on"
+    to any engine.
     `max_prompt_tokens`: longer prompts are refused (None: the engines' own `max_model_len`).
     """
 
     host: str = "127.0.0.1"
     models: tuple[str, ...] = ()
+    unknown_models: Literal["refuse", "pass-on"] = "refuse"
     tokenizer: Path | None = None
     max_prompt_tokens: Count | None = None
     drain_timeout_s: SecondsOrNone = 30.0

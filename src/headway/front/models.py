@@ -1,17 +1,11 @@
-"""Decides whether any engine has the model a request wants, and room for its prompt."""
+"""Decides the prompt length to schedule a request by, and whether it is too long for its model."""
 
 from collections.abc import Iterable, Mapping
 
 from headway.core.events import InstanceUp, Role
-from headway.front.errors import bad_request, model_not_found
+from headway.front.errors import bad_request
 
-__all__ = ["check_model", "schedulable_length"]
-
-
-def check_model(model: str | None, known: Mapping[str, int | None]) -> None:
-    """Raise Refusal (404) for a model nobody has. `known`: name → longest context; empty: nobody says."""
-    if model is not None and known and model not in known:
-        raise model_not_found(model)
+__all__ = ["schedulable_length"]
 
 
 def schedulable_length(

@@ -16,6 +16,7 @@ from headway.core.events import InstanceUp
 from headway.front.config import InstanceSpec
 from headway.front.events import Listener
 from headway.front.inference import Inference
+from headway.front.model_catalog import ModelCard, base_names
 
 __all__ = ["Leg", "State", "Worker"]
 
@@ -39,7 +40,7 @@ class Worker:
 
     `health` decides whether it gets work, `limit` how much at once. `draining`: set by an operator; it
     outlasts every state of health. `told`: the event that introduced it to the policy; None while it is down.
-    `models`: name → longest context.
+    `models`: those it listed last, by name; empty: it lists none.
     """
 
     inference: Inference
@@ -59,7 +60,9 @@ class Worker:
         self.listener: Listener | None = None
         self.said_hello = asyncio.Event()
         self.legs: set[Leg] = set()
-        self.models: dict[str, int | None] = {}
+        self.models: dict[str, ModelCard] = {}
+        self.asked_for_models = False
+        self.models_asked_s = -math.inf
         self.puzzles: set[type[Exception]] = set()  # what went wrong with it that should not have
         self._hello: InstanceUp | None = None
         self._base = 0
@@ -83,6 +86,14 @@ class Worker:
     def takes_work(self) -> bool:
         """Whether the policy may send work there."""
         return self.state is State.UP and not self.draining
+
+    def serves(self, model: str | None) -> bool:
+        """Return whether the engine lists the model, or lists none and so serves any."""
+        return model is None or not self.models or model in self.models
+
+    def shares_model(self, other: "Worker") -> bool:
+        """Return whether some request could be served by either engine."""
+        return not (self.models and other.models) or any(name in other.models for name in self.models)
 
     def reports(self, now: float) -> bool:
         """Whether the engine tells its passes itself."""
@@ -109,9 +120,9 @@ class Worker:
 
     def up_event(self) -> InstanceUp:
         """Return the event that introduces it to the policy."""
-        if self._hello is None:
-            return self.spec.instance_up(self.epoch)
-        return replace(self._hello, epoch=self.epoch)
+        info = self.spec.instance_up(self.epoch) if self._hello is None else self._hello
+        models = frozenset(self.models) or None
+        return replace(info, epoch=self.epoch, models=models, base_models=base_names(self.models.values()))
 
     def begin_anew(self) -> None:
         """Start a life after death. An engine that counts its epochs itself will tell."""

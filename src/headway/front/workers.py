@@ -17,8 +17,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import msgspec
-
 from headway.core.engine_health import HealthChange, OutcomeRate
 from headway.core.errors import ConfigError, InvariantError, unknown_name
 from headway.core.events import (
@@ -38,6 +36,7 @@ from headway.front.config import FrontConfig, InstanceSpec
 from headway.front.driver import CallAt
 from headway.front.events import Listener
 from headway.front.inference import Inference
+from headway.front.model_catalog import REFRESH_S, ModelCatalog, base_names, read_models
 from headway.front.scrape import Load, read_loads, read_metrics
 from headway.front.transport import ExhaustedError, Transport, TransportError
 from headway.front.worker import State, Worker
@@ -55,14 +54,8 @@ RECHECK_S = 0.2
 #: How often a drained worker is looked at to see whether its last request is over.
 DRAIN_LOOK_S = 0.05
 
-
-class _Models(msgspec.Struct):
-    data: list["_Model"]
-
-
-class _Model(msgspec.Struct):
-    id: str
-    max_model_len: int | None = None
+#: Engines that are asked for their models at the same time, after a client named an unknown one.
+ASKED_AT_ONCE = 64
 
 
 class Workers:
@@ -97,6 +90,7 @@ class Workers:
         self._waiting: set[asyncio.Future[None]] = set()
         self._missing_since_s: dict[Role, float] = dict.fromkeys(self._roles(), clock())
         self.on_removed: Callable[[str], None] = lambda name: None
+        self.catalog = ModelCatalog(config.server, self._workers.values, self._ask_for_models, clock=clock)
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self._workers.values()))
@@ -151,14 +145,7 @@ class Workers:
 
     def models(self) -> dict[str, int | None]:
         """Return the models served with their longest context, where told."""
-        told: dict[str, int | None] = {}
-        for worker in self:
-            told |= worker.models
-        return (
-            {name: told.get(name) for name in self.config.server.models}
-            if self.config.server.models
-            else told
-        )
+        return self.catalog.lengths()
 
     # Adding and removing
 
@@ -197,6 +184,7 @@ class Workers:
         self._addresses.claim(spec)
         worker = Worker(spec, self.config.health.rules(), self._clock())
         self._workers[spec.name] = worker
+        self.catalog.changed()
         worker.inference = Inference(
             worker,
             lambda event: self._inferred(worker, event),
@@ -291,6 +279,7 @@ class Workers:
     async def _forget(self, name: str) -> None:
         worker = self._workers.pop(name)
         self._addresses.release(worker.spec)
+        self.catalog.changed()
         self._kicks.pop(name, None)
         watch = self._watches.pop(name, None)
         if watch is not None and watch is not asyncio.current_task():
@@ -362,10 +351,15 @@ class Workers:
         return any(other.name not in tried for other in self._others(worker))
 
     def _others(self, worker: Worker) -> list[Worker]:
-        """Return the other engines of its role that take work."""
+        """Return the other engines of its role that take work and share a model with it."""
         role = worker.spec.role
         return [
-            other for other in self if other is not worker and other.spec.role is role and other.takes_work()
+            other
+            for other in self
+            if other is not worker
+            and other.spec.role is role
+            and other.takes_work()
+            and other.shares_model(worker)
         ]
 
     def _limit(self, worker: Worker) -> None:
@@ -447,6 +441,8 @@ class Workers:
             await self._learn_models(worker)
             if self._is_here(worker) and not worker.health.leaving:
                 self._carry_out(worker, worker.health.admit(self._clock()))
+        elif worker.state is State.UP and now - worker.models_asked_s >= REFRESH_S:
+            self._run(self._guarded(worker, self._refresh_models(worker)))
 
     def _report(self, worker: Worker, now: float) -> None:
         """Log why an engine is not up: at its first failed check, at each change, and every minute."""
@@ -507,6 +503,10 @@ class Workers:
 
     def _went_down(self, worker: Worker, change: HealthChange) -> None:
         log.warning("worker down", extra={"instance": worker.name, "reason": change.reason})
+        self._leave(worker)
+
+    def _leave(self, worker: Worker) -> None:
+        """Take an engine from the policy, and end the requests there that have no byte yet."""
         if worker.told is not None:
             worker.told = None
             self._tell(InstanceDown(worker.name))
@@ -517,14 +517,43 @@ class Workers:
         for leg in list(worker.legs):
             leg.abandon(worker)
 
+    # Models
+
     async def _learn_models(self, worker: Worker) -> None:
-        """Ask what it serves; an engine that does not say serves what it is asked for."""
-        with suppress(TransportError, TimeoutError, msgspec.DecodeError):
+        """Ask an engine for its models; without an answer it keeps those it listed before."""
+        worker.models_asked_s = self._clock()
+        with suppress(TransportError, TimeoutError):
             async with asyncio.timeout(self.config.health.timeout_s):
                 status, body = await self._get(f"{worker.spec.url}/v1/models")
-            if status == 200:
-                told = msgspec.json.decode(body, type=_Models)
-                worker.models = {model.id: model.max_model_len for model in told.data}
+            models = read_models(body) if status == 200 else None
+            if models is not None:
+                worker.models = models
+        worker.asked_for_models = True
+        self.catalog.changed()
+
+    async def _refresh_models(self, worker: Worker) -> None:
+        """Ask an engine that is up for its models, and tell the policy what changed."""
+        before = worker.models
+        await self._learn_models(worker)
+        if worker.models.keys() == before.keys() or worker.told is None or not worker.takes_work():
+            return  # unchanged, or it will be introduced with them
+        if not self._is_here(worker):
+            return
+        change = _change(before, worker.models)
+        log.info("models changed", extra={"instance": worker.name, "reason": change})
+        if before and base_names(worker.models.values()).isdisjoint(base_names(before.values())):
+            self._leave(worker)  # it is another engine now
+        self._introduce(worker)
+
+    async def _ask_for_models(self) -> None:
+        """Ask every engine that takes work for its models."""
+        at_once = asyncio.Semaphore(ASKED_AT_ONCE)
+
+        async def ask(worker: Worker) -> None:
+            async with at_once:
+                await self._guarded(worker, self._refresh_models(worker))
+
+        await asyncio.gather(*(ask(worker) for worker in self if worker.takes_work()))
 
     # What the policy is told
 
@@ -610,6 +639,12 @@ class Workers:
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
         return task
+
+
+def _change(before: Iterable[str], after: Iterable[str]) -> str:
+    """Say in few words which names came and went."""
+    came, went = sorted(set(after) - set(before)), sorted(set(before) - set(after))
+    return ", ".join([*(f"+{name}" for name in came), *(f"-{name}" for name in went)][:20])
 
 
 async def _all(errands: Iterable[Coroutine[Any, Any, object]]) -> None:

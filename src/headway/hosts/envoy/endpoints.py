@@ -44,27 +44,30 @@ class Endpoints:
         """Return the worker at an endpoint; None when there is none (any more)."""
         return next((worker for worker in self._workers if endpoint in self.of(worker)), None)
 
-    def able(self, role: Role | None = None) -> list[Worker]:
-        """Return the workers that take work: of a role, else those that a client may speak to."""
+    def able(self, role: Role | None = None, model: str | None = None) -> list[Worker]:
+        """Return the workers that take work for a model: of a role, else those that a client may speak to."""
         return [
             worker
             for worker in self._workers
             if worker.takes_work()
+            and worker.serves(model)
             and (worker.spec.role is role if role is not None else worker.spec.role is not Role.DECODE)
         ]
 
-    def leaves_out(self, subset: frozenset[str] | None, roles: Iterable[Role]) -> bool:
+    def leaves_out(
+        self, subset: frozenset[str] | None, roles: Iterable[Role], model: str | None = None
+    ) -> bool:
         """Whether a hint keeps work from a rank that the policy might choose."""
         if subset is None:
             return False
-        able = [worker for role in roles for worker in self.able(role)]
+        able = [worker for role in roles for worker in self.able(role, model)]
         return not all(subset.issuperset(self.of(worker)) for worker in able)
 
-    def least_busy(self, role: Role | None, subset: frozenset[str] | None) -> Place:
+    def least_busy(self, role: Role | None, subset: frozenset[str] | None, model: str | None = None) -> Place:
         """Pick without the policy. Raises Refusal (503) when no endpoint is eligible."""
         places = [
             (worker, rank)
-            for worker in self.able(role)
+            for worker in self.able(role, model)
             for rank, endpoint in enumerate(self.of(worker))
             if subset is None or endpoint in subset
         ]
@@ -73,9 +76,12 @@ class Endpoints:
             raise unavailable("no_engine", f"No engine{where} is up that could take the request.")
         return min(places, key=lambda place: (len(place[0].legs), place[0].name, place[1]))
 
-    def fallbacks(self, worker: Worker, most: int, subset: frozenset[str] | None) -> list[str]:
+    def fallbacks(
+        self, worker: Worker, most: int, subset: frozenset[str] | None, model: str | None = None
+    ) -> list[str]:
         """Return where Envoy may go in place of a worker, the one with least to do first."""
-        others = [other for other in self.able(worker.spec.role) if other is not worker] if most else []
+        able = self.able(worker.spec.role, model) if most else []
+        others = [other for other in able if other is not worker]
         others.sort(key=lambda other: len(other.legs))
         endpoints = [endpoint for other in others for endpoint in self.of(other)[:1]]
         return [each for each in endpoints if subset is None or each in subset][:most]

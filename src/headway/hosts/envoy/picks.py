@@ -34,7 +34,7 @@ from headway.front.buffer import Buffer
 from headway.front.driver import CallAt, Driver
 from headway.front.errors import Refusal, bad_request, not_leader, overloaded, unavailable
 from headway.front.lease import Elector
-from headway.front.models import check_model, schedulable_length
+from headway.front.models import schedulable_length
 from headway.front.over import Over
 from headway.front.place_wait import PlaceWait
 from headway.front.requests import Call
@@ -135,9 +135,10 @@ class Picks:
             lambda: all(self.endpoints.able(role) for role in roles), self._config.limits.no_engine_timeout_s
         ):
             raise unavailable("no_engine", "No engine is up that could take the request.")
-        if self.endpoints.leaves_out(asked.subset, roles):
-            return self._within(asked.subset, roles)
-        pick = self._take_in(asked)
+        model = await self._workers.catalog.resolve(asked.model)
+        if self.endpoints.leaves_out(asked.subset, roles, model):
+            return self._within(asked.subset, roles, model)
+        pick = self._take_in(asked, model)
         try:
             self._driver.arrive(pick.request, pick)
             answer = self._answer(pick, await self._place(pick, roles), asked.subset)
@@ -148,27 +149,25 @@ class Picks:
             self._begin_phases(pick)
         return answer
 
-    def _within(self, subset: frozenset[str] | None, roles: tuple[Role, ...]) -> Answer:
+    def _within(self, subset: frozenset[str] | None, roles: tuple[Role, ...], model: str | None) -> Answer:
         """Pick within a hint that leaves out engines: a policy knows no subsets."""
         if not self._elector.leads():
             raise not_leader()
         self._count_as("subset")
-        answer = self._beside(roles[-1], subset)
+        answer = self._beside(roles[-1], subset, model)
         if len(roles) > 1:
-            worker, rank = self.endpoints.least_busy(roles[0], subset)
+            worker, rank = self.endpoints.least_busy(roles[0], subset, model)
             answer.headers["x-prefiller-host-port"] = self.endpoints.of(worker)[rank]
         return answer
 
-    def _take_in(self, asked: Asked) -> Pick:
-        """Make room for a request."""
-        known = self._workers.models()
-        check_model(asked.model, known)
+    def _take_in(self, asked: Asked, model: str | None) -> Pick:
+        """Make room for a request. `model`: what the policy places it by."""
         tokens = schedulable_length(
-            asked.model,
+            model or asked.model,
             asked.tokens,
-            known,
+            self._workers.models(),
             self._config.server.max_prompt_tokens,
-            (worker.up_event() for worker in self._workers),
+            (each.told or each.up_event() for each in self._workers if each.serves(model)),
             exact=asked.exact,
         )
         request = Request(
@@ -180,6 +179,7 @@ class Picks:
             asked.max_tokens,
             asked.prefix,
             asked.block_tokens,
+            model,
         )
         self._check_flow(asked.flow)
         self.buffer.admit(tokens, asked.size)
@@ -217,12 +217,12 @@ class Picks:
         """Pick for what the policy has no say in. Raises Refusal (503) without an endpoint."""
         return self._beside(role, subset)
 
-    def _beside(self, role: Role | None, subset: frozenset[str] | None) -> Answer:
-        worker, rank = self.endpoints.least_busy(role, subset)
+    def _beside(self, role: Role | None, subset: frozenset[str] | None, model: str | None = None) -> Answer:
+        worker, rank = self.endpoints.least_busy(role, subset, model)
         endpoint = self.endpoints.of(worker)[rank]
         leg = _Aside()
         key = self._remember(_UnderWay(None, leg, worker.spec.role, worker, endpoint, self._clock()))
-        return Answer(self._with_fallbacks(endpoint, worker, subset), key)
+        return Answer(self._with_fallbacks(endpoint, worker, subset, model), key)
 
     def _roles(self, phase: Role | None) -> tuple[Role, ...]:
         if not self._config.disaggregated:
@@ -285,7 +285,7 @@ class Picks:
         key = self._remember(_UnderWay(pick, pick, worker.spec.role, worker, endpoint, now))
         if self._config.accounting.by == "events":
             self._dispatched[worker.name].append((dispatch.number, key))
-        return Answer(self._with_fallbacks(endpoint, worker, subset), key, headers)
+        return Answer(self._with_fallbacks(endpoint, worker, subset, pick.request.model), key, headers)
 
     def _expect(self, pick: Pick, worker: Worker, dispatch: Dispatch, *, alone: bool) -> None:
         """Have the pass worked out that computes the prompt, where no engine tells of it."""
@@ -297,9 +297,11 @@ class Picks:
             request.id, dispatch.rank, dispatch.number, request.prompt_tokens, streams=streams
         )
 
-    def _with_fallbacks(self, endpoint: str, worker: Worker, subset: frozenset[str] | None) -> str:
+    def _with_fallbacks(
+        self, endpoint: str, worker: Worker, subset: frozenset[str] | None, model: str | None
+    ) -> str:
         most = self._config.picker.fallbacks
-        return ",".join([endpoint, *self.endpoints.fallbacks(worker, most, subset)]) if most else endpoint
+        return ",".join([endpoint, *self.endpoints.fallbacks(worker, most, subset, model)])
 
     def _remember(self, under_way: _UnderWay) -> str:
         key = f"{self._boot}-{next(self._numbers)}"

@@ -199,7 +199,7 @@ class Passthrough:
 
         if not await self._workers.until(lambda: bool(able()), self._limits.no_engine_timeout_s):
             raise unavailable("no_engine", "No engine is up that could take the request.")
-        having = [worker for worker in able() if model in worker.models]
+        having = [worker for worker in able() if worker.serves(model)]
         return min(having or able(), key=lambda worker: len(worker.legs))
 
     def _headers(self, headers: Mapping[str, str], request_id: str) -> dict[str, str]:

@@ -279,14 +279,14 @@ class PublicSide:
         self._access_log.passed_on(request.method, request.path, request_id, status)
 
     async def _models(self, request: HttpRequest) -> HttpResponse | None:
-        data = [_described(name, longest) for name, longest in sorted(self._workers.models().items())]
-        return json_answer({"object": "list", "data": data})
+        cards = self._workers.catalog.cards()
+        return json_answer({"object": "list", "data": [cards[name].described() for name in sorted(cards)]})
 
     async def _model(self, request: HttpRequest) -> HttpResponse | None:
-        name, models = request.path.removeprefix("/v1/models/"), self._workers.models()
-        if name not in models:
+        name, cards = request.path.removeprefix("/v1/models/"), self._workers.catalog.cards()
+        if name not in cards:
             return self._refuse(model_not_found(name))
-        return json_answer(_described(name, models[name]))
+        return json_answer(cards[name].described())
 
     async def _health(self, request: HttpRequest) -> HttpResponse | None:
         return json_answer({"status": "ok"})
@@ -312,8 +312,3 @@ class PublicSide:
     def _refuse(self, refusal: Refusal) -> HttpResponse:
         self._counts.refused(refusal.status)
         return refused(refusal)
-
-
-def _described(model: str, longest: int | None) -> dict[str, object]:
-    described: dict[str, object] = {"id": model, "object": "model", "created": 0, "owned_by": "headway"}
-    return described if longest is None else {**described, "max_model_len": longest}

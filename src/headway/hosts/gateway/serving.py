@@ -23,7 +23,8 @@ from headway.front.errors import Refusal, engine_failed, unavailable
 from headway.front.headers import without_addresses
 from headway.front.lease import Elector
 from headway.front.lengths import Lengths
-from headway.front.models import check_model, schedulable_length
+from headway.front.model_field import with_model
+from headway.front.models import schedulable_length
 from headway.front.requests import Call, targets_for_engines
 from headway.front.transport import Sink, Transport
 from headway.front.worker import State, Worker
@@ -112,22 +113,31 @@ class Serving:
     ) -> Flight:
         """Make room for a request, which is to be served at once. Raises Refusal when there is none."""
         arrived_s = self._clock()
-        known = self._workers.models()
-        check_model(call.model, known)
+        model = await self._workers.catalog.resolve(call.model)
+        call = with_model(call, model)
         tokens = schedulable_length(
-            call.model,
+            model or call.model,
             self._lengths.measure(call),
-            known,
+            self._workers.models(),
             self._config.server.max_prompt_tokens,
-            (worker.up_event() for worker in self._workers),
+            (each.told or each.up_event() for each in self._workers if each.serves(model)),
             exact=self._lengths.exact(call),
         )
         trace = self._tracing.begin(call.path, headers, arrived_s)
         passed_on = self._to_engines(headers, trace)
         # Two clients may choose one id; engines and policies need one for each request.
         name = f"{request_id}-{next(self._numbers)}"
-        block_tokens = call.block_tokens(tokens)
-        request = Request(name, arrived_s, tokens, slo, priority, call.max_tokens, call.prefix, block_tokens)
+        request = Request(
+            name,
+            arrived_s,
+            tokens,
+            slo,
+            priority,
+            call.max_tokens,
+            call.prefix,
+            call.block_tokens(tokens),
+            model,
+        )
         self.buffer.admit(tokens, len(call.body), received)
         self._budget.earn()
         return Flight(
