@@ -1,5 +1,6 @@
 """These tests need vLLM, which has an environment of its own: `make test-engine`."""
 
+import logging
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -34,3 +35,15 @@ def clock(monkeypatch):
     for module in (driver, view):
         monkeypatch.setattr(module, "time", clock)
     return clock
+
+
+@pytest.fixture
+def complaints():
+    """Return the log records of the plug-in, as they come."""
+    heard = []
+    handler = logging.Handler()
+    handler.emit = heard.append
+    log = logging.getLogger("vllm.headway")
+    log.addHandler(handler)
+    yield heard
+    log.removeHandler(handler)

@@ -88,7 +88,9 @@ class Bench:
                 **{"enable_chunked_prefill": True} | scheduler,
             ),
             speculative_config=SpeculativeConfig(
-                method="ngram", num_speculative_tokens=speculated, prompt_lookup_max=3
+                method="ngram_gpu" if is_async else "ngram",
+                num_speculative_tokens=speculated,
+                prompt_lookup_max=3,
             )
             if speculated
             else None,

@@ -273,17 +273,6 @@ def test_the_time_of_a_pause_is_no_steps(bench, clock, pause):
 # What goes wrong
 
 
-@pytest.fixture
-def complaints():
-    heard = []
-    handler = logging.Handler()
-    handler.emit = heard.append
-    log = logging.getLogger("vllm.headway")
-    log.addHandler(handler)
-    yield heard
-    log.removeHandler(handler)
-
-
 def test_a_policy_that_fails_leaves_the_step_to_vllm(bench, complaints):
     it = bench()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from headway.core.batch import BatchPolicy
 from headway.core.batch.vllm_v1 import VllmV1
+from headway.hosts.vllm.limits import AdapterLimit
 from headway.hosts.vllm.recorder import Recorder
 from headway.hosts.vllm.reports import Shown, Tally
 from headway.hosts.vllm.settings import VllmSettings
@@ -51,7 +52,7 @@ class Driver:
         self._unmet = 0
         self._leave_alone = False
         self._schedule_s = 0.0
-        self._applied: Applied | None = None
+        self._in_force: list[Applied | AdapterLimit] = []  # what is set in vLLM's scheduler for this step
         self._view: View | None = None  # of the present state, if it was looked at already
 
     # The calls of a step, in order
@@ -61,9 +62,18 @@ class Driver:
         self._schedule_s = now = time.monotonic()
         self._planned = False
         scheduler = self._scheduler
-        if throttled or self._leave_alone or self._only_measures or scheduler.pause_state.value:
-            self._leave_alone = False
+        if self._only_measures or self.tally.fallback:
             return
+        if throttled or self._leave_alone or scheduler.pause_state.value:
+            self._leave_alone = False
+        else:
+            self._steer(now)
+        if scheduler.lora_config is not None:
+            with self.guarded():
+                self._in_force.append(AdapterLimit(scheduler))
+
+    def _steer(self, now: float) -> None:
+        scheduler = self._scheduler
         with self.guarded():
             view, self._view = self._view or self._look(now), None
             if view.is_idle():
@@ -74,14 +84,31 @@ class Driver:
             if steering is not None:
                 self.tally.steered += 1
                 self.tally.sat_out += len(steering.sit_out)
-                self._applied = Applied(scheduler, steering)
+                self._in_force.append(Applied(scheduler, steering))
 
     def restore(self) -> None:
         """Take the steering back, whatever became of the step."""
-        applied, self._applied = self._applied, None
-        if applied is not None:
+        while self._in_force:
             with self.guarded():
-                applied.undo()
+                self._in_force.pop().undo()
+
+    @property
+    def may_have_caused(self) -> bool:
+        """Whether a failure of vLLM's scheduler may come from steering: a step was steered before."""
+        return self.tally.steered > 0 and not self.tally.fallback
+
+    def fall_back(self) -> None:
+        """Leave every further step to vLLM."""
+        self.tally.fallback = 1
+        self._view = None
+        self._log.exception(
+            "headway: vLLM's scheduler failed after its steps had been steered. FALLING BACK to vLLM's own "
+            "scheduling until this engine is restarted (headway_fallback 1). Please report it"
+        )
+
+    def in_flight(self) -> dict[str, int]:
+        """Return the tokens of each request in steps that have not ended."""
+        return self._steps.tokens_under_way()
 
     def after(self, output: Any) -> None:
         """Take in what vLLM scheduled."""

@@ -62,6 +62,14 @@ def families(told: dict[int, Ended]) -> Iterator[Metric]:
             if value is not None:
                 gauge.add_metric((str(rank),), value)
         yield gauge
+    fallback = GaugeMetricFamily(
+        "headway_fallback",
+        "1 once the engine schedules on its own until its restart, after its scheduler failed",
+        labels=_RANK,
+    )
+    for rank, last in told.items():
+        fallback.add_metric((str(rank),), last.tally.fallback)
+    yield fallback
     yield from _models(told)
 
 

@@ -32,7 +32,7 @@ class Tally(msgspec.Struct):
     `steered`: steps that were not vLLM's own. `sat_out`: requests times steps that they sat out.
     `left_alone`: steps given to vLLM because a plan came to nothing. `failures`: of ours. `slo_ignored`:
     requests whose targets were nonsense. `dropped`: reports that found no room. `unrecorded`: steps that were
-    to be written down and could not.
+    to be written down and could not. `fallback`: 1 once every step is left to vLLM for good.
     """
 
     steps: int = 0
@@ -46,6 +46,7 @@ class Tally(msgspec.Struct):
     slo_ignored: int = 0
     dropped: int = 0
     unrecorded: int = 0
+    fallback: int = 0
     buckets: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
 
     def count(self, prompt_tokens: int, decodes: int, duration_s: float) -> None:

@@ -16,6 +16,7 @@ from headway.core.errors import ConfigError
 from headway.hosts.vllm.driver import Driver
 from headway.hosts.vllm.hub import Hub
 from headway.hosts.vllm.recorder import Recorder, path_of_rank
+from headway.hosts.vllm.recovery import Checkpoint, end_with_error
 from headway.hosts.vllm.reports import Reporter, Up, address
 from headway.hosts.vllm.settings import VllmSettings, read
 
@@ -31,6 +32,7 @@ class _Fair:
     """The mixin. Everything of ours is in `headway`, so that no name meets one of vLLM's."""
 
     headway: "Plug"
+    requests: dict[str, Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,8 +46,16 @@ class _Fair:
         """Form a step. Arguments as vLLM has them: only whether prefills are throttled is looked at."""
         throttled = bool(args[0] if args else kwargs.get("throttle_prefills", False))
         driver = self.headway.driver
+        checkpoint = Checkpoint(self)
         driver.before(throttled=throttled)
         try:
+            output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        except Exception:
+            driver.restore()
+            if not driver.may_have_caused or not checkpoint.is_recoverable(self):
+                raise
+            driver.fall_back()
+            checkpoint.recover(self, driver.in_flight())
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         finally:
             driver.restore()
@@ -55,8 +65,17 @@ class _Fair:
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """Take in what a step brought."""
-        ran = self.headway.driver.ended(scheduler_output)
-        outputs = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+        driver = self.headway.driver
+        ran = driver.ended(scheduler_output)
+        found = map(self.requests.get, scheduler_output.num_scheduled_tokens)
+        requests = [inner for inner in found if inner is not None and not inner.is_finished()]
+        try:
+            outputs = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+        except Exception:
+            if not driver.may_have_caused:
+                raise
+            driver.fall_back()
+            outputs = end_with_error(self, requests)
         self.headway.ended(ran)
         return outputs
 

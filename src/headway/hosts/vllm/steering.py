@@ -9,7 +9,8 @@ Rule 2. Otherwise the budget (`max_num_scheduled_tokens`) is the sum of what is 
         requests to the front of `waiting` (not under the priority policy: vLLM's order of priorities stands,
         and the plan says only how much).
 Rule 3. A decode that is to sit out, and a prompt begun that is not planned, are made ineligible for this one
-        step (`next_decode_eligible_step`). They keep their KV.
+        step (`next_decode_eligible_step`). They keep their KV. A prompt begun that has encoder inputs
+        (images, audio) never sits out: it holds entries of the encoder cache (`limits.py`).
 Rule 4. vLLM serves prompts begun before waiting ones, and cuts only the last. Where the plan cuts a prompt
         begun and has waiting ones beside it, the cut is made with `long_prefill_token_threshold`, which caps
         every prompt of the step, if no other would feel it. Else the prompt sits this step out: the tokens
@@ -158,7 +159,7 @@ def _order_prompts(steering: Steering, plan: Plan, view: View, scheduler: Any, *
         run.append(inners.pop(id(work)))
     held = list(inners.values())
     steering.prompts = run + held
-    steering.sit_out += held
+    steering.sit_out += [inner for inner in held if not inner.has_encoder_inputs]
     if isinstance(scheduler.waiting, deque):
         requests = scheduler.requests
         blocked = [] if plan.blocked is None else [plan.blocked]

@@ -88,6 +88,14 @@ class Steps:
         self.ended_s = now
         return None
 
+    def tokens_under_way(self) -> dict[str, int]:
+        """Return the tokens of each request in the steps that have not ended."""
+        tokens: dict[str, int] = {}
+        for step in self._under_way:
+            for request_id, count in step.output.num_scheduled_tokens.items():
+                tokens[request_id] = tokens.get(request_id, 0) + count
+        return tokens
+
     def rest(self) -> None:
         """Note that the engine stands still: it has nothing to go on with, or it was told to."""
         self._worked_on = False

@@ -239,7 +239,8 @@ def _ahead(scheduler: Any) -> tuple[int, list[Any]]:
     arrived = scheduler.finished_recving_kv_req_ids
     for inner in getattr(queue, "_heap", queue):
         if inner.status._name_ == "WAITING_FOR_REMOTE_KVS":
-            tokens += inner.request_id in arrived
+            # With speculation vLLM begins it with a full row of drafts, or not at all.
+            tokens += 1 + scheduler.num_spec_tokens if inner.request_id in arrived else 0
         elif inner.num_computed_tokens > 0:
             tokens += max(inner.num_tokens - inner.num_computed_tokens, 1)
         else:
