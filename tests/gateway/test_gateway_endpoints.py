@@ -307,3 +307,14 @@ def test_the_page_of_the_docs_lists_every_path():
     page = (Path(__file__).parents[2] / "docs" / "endpoints.md").read_text()
     words = set(re.findall(r"/[\w./-]*\w", page))
     assert not [each.path for each in ENDPOINTS if each.path not in words]
+
+
+def test_an_unknown_model_is_refused_and_default_means_the_one_that_is_served():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (_, client):
+            status, _, body = await chat(client, {"model": "huge", "input": "x"}, path="/v1/embeddings")
+            assert (status, error_of(body)) == (404, "model_not_found") and not engine.requests
+            assert (await chat(client, {"model": "default", "input": "x"}, path="/v1/embeddings"))[0] == 200
+            assert engine.requests[0][2] == {"model": "tiny", "input": "x"}
+
+    run(check())

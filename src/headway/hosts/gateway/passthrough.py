@@ -15,6 +15,7 @@ from headway.front.buffer import Buffer
 from headway.front.config import LimitsSpec
 from headway.front.errors import Refusal, bad_request, engine_failed, unavailable
 from headway.front.headers import CREDENTIALS, headers_for_client
+from headway.front.model_field import body_with_model
 from headway.front.transport import Answer, ExhaustedError, Sink, Transport, TransportError
 from headway.front.worker import Worker
 from headway.front.workers import Workers
@@ -117,8 +118,12 @@ class Passthrough:
         does not read.
         """
         check_query(query)
-        model = await self._reader.check_passed_on(body)
-        worker = await self._choose(endpoint, _form_model(headers, body) or model)
+        asked = await self._reader.check_passed_on(body)
+        in_form = _form_model(headers, body)
+        model = await self._model(in_form or asked)
+        if asked is not None:
+            body = body_with_model(body, asked, model)
+        worker = await self._choose(endpoint, model)
         target = f"{endpoint.path}?{query}" if query else endpoint.path
         self._buffer.admit(0, 0)  # its body is counted by the connection until the answer ends
         self._buffer.leave(0, 0)  # it does not wait
@@ -131,6 +136,10 @@ class Passthrough:
             raise engine_failed(502) from None
         finally:
             self._buffer.done()
+
+    async def _model(self, asked: str | None) -> str | None:
+        """Return the model that an engine must have; None: any engine. Raises Refusal (404)."""
+        return None if asked is None else await self._workers.catalog.resolve(asked)
 
     async def _pass_on(
         self, worker: Worker, method: str, target: str, headers: dict[str, str], body: bytes, sink: Sink
