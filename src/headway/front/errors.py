@@ -9,6 +9,7 @@
 """
 
 import math
+import traceback
 
 import orjson
 
@@ -24,6 +25,7 @@ __all__ = [
     "not_leader",
     "overloaded",
     "rejected",
+    "release_frames",
     "unavailable",
 ]
 
@@ -116,6 +118,17 @@ class Refusal(Exception):  # noqa: N818  an answer, not a fault
         """Return the error as an event, for a stream that has begun: its status can no longer tell."""
         event = b"event: error\n" if path.startswith(ANTHROPIC) else b""
         return event + b"data: " + self.body(path) + b"\n\n"
+
+
+def release_frames(error: BaseException | None) -> None:
+    """Clear the local variables of the frames in an exception's traceback, and in those of its causes.
+
+    Frames and exceptions that refer to each other would keep a request and its body until the cycle
+    collector runs.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def bad_request(message: str, *, param: str | None = None, code: str = "invalid_request") -> Refusal:

@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl
 import orjson
 
 from headway.front.buffer import ReceivedBytes
-from headway.front.errors import Refusal
+from headway.front.errors import Refusal, release_frames
 from headway.front.framing import Head, RequestReader
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class HttpResponse:
 
 def refused(refusal: Refusal, path: str = "") -> HttpResponse:
     """Return a refusal as an answer, in the format of the API that the path belongs to."""
+    release_frames(refusal)
     return HttpResponse(refusal.status, refusal.body(path), refusal.headers())
 
 
@@ -116,20 +117,33 @@ class HttpRequest:
         """The query's fields; of equal names the last."""
         return dict(parse_qsl(self.query_string, keep_blank_values=True))
 
-    async def read(self) -> bytes:
+    async def read(self, within_s: float | None = None) -> bytes:
         """Return the whole body. Raises Refusal: 413 when it is too large, 429 when there is no room for it,
-        400 when it is malformed.
+        400 when it is malformed, 408 when it is not complete within `within_s`.
         """
         if not self.complete and self._problem is None:
-            if self.headers.get("expect", "").lower() == "100-continue" and not self.old:
-                self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            await self._wait(within_s)
         if self._problem is not None:
             raise self._problem
         if type(self._body) is not bytes:
             self._body = bytes(self._body)
         return self._body
+
+    async def _wait(self, within_s: float | None) -> None:
+        """Wait until the body is complete or has a problem."""
+        if self.headers.get("expect", "").lower() == "100-continue" and not self.old:
+            self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        loop = asyncio.get_running_loop()
+        timer = None
+        if within_s is not None:
+            late = Refusal(408, "body_timeout", f"No complete body in {within_s:g} s.")
+            timer = loop.call_later(within_s, self.fail, late)
+        self._waiter = loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     # What the connection calls
 
@@ -162,7 +176,8 @@ class HttpRequest:
 
     def fail(self, problem: Refusal) -> None:
         """The body will not be whole."""
-        self._problem = problem
+        if not self.complete:
+            self._problem = problem
         self._wake()
 
     def release(self) -> None:
@@ -371,8 +386,12 @@ class Connection(asyncio.Protocol):
                 elif not await self._handle(item):
                     break
                 await self.written()  # a client that asks and does not read is owed one answer at a time
-        except ConnectionError:
+        except ConnectionError as error:
+            release_frames(error)
             self.abort()
+        except BaseException as error:
+            release_frames(error)
+            raise
         finally:
             self.task = self._current = None
             if not self._in_head():
@@ -428,7 +447,11 @@ class Connection(asyncio.Protocol):
             return
         self._deaf, self._parked = True, b""
         self._pause(False)
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:  # the client is gone
+            self._transport.abort()
+            return
         self._loop.call_later(LINGER_S, self._transport.close)
 
     # Writing
@@ -521,6 +544,7 @@ class ClientSink:
 
     async def fail(self, refusal: Refusal) -> None:
         """Say why there is no answer; or, in a stream that has begun, why it ends, and cut the connection."""
+        release_frames(refusal)
         if not self.started:
             await self.answer(refusal.status, refusal.headers(), refusal.body(self._request.path))
             return

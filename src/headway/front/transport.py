@@ -125,7 +125,7 @@ class _Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._body: deque[bytes] = deque()
         self._waiting_bytes = 0
-        self._problem: TransportError | None = None
+        self._problem = ""  # what broke the connection
         self._headed = self._complete = self._paused = self._bodiless = self._keeps = False
         self._push: Callable[[bytes], bool] | None = None  # takes what comes, while somebody pours
         self._behind = False  # whoever takes it is
@@ -172,8 +172,9 @@ class _Connection(asyncio.Protocol):
         by_length = "content-length" in self.headers or "transfer-encoding" in self.headers
         if self._headed and not by_length and exc is None:
             self._complete = True
-        elif not self._complete and self._problem is None:
-            self._problem = TransportError(f"the connection broke{f': {exc}' if exc else ''}")
+        elif not self._complete and not self._problem:
+            self._problem = f"the connection broke{f': {exc}' if exc else ''}"
+        self._parser = None  # it and the connection refer to each other
         self._wake()
 
     def on_message_begin(self) -> None:
@@ -273,7 +274,7 @@ class _Connection(asyncio.Protocol):
     def close(self) -> None:
         """See `Answer.close`."""
         self._pool.connections.discard(self)
-        reusable = self._complete and not self._body and not self.lost and self._problem is None
+        reusable = self._complete and not self._body and not self.lost and not self._problem
         if reusable and not self._bodiless and self._keeps:
             self._resume()
             self._parser = None
@@ -300,8 +301,8 @@ class _Connection(asyncio.Protocol):
 
     async def _more(self) -> None:
         """Wait until something has come, or raise what went wrong."""
-        if self._problem is not None:
-            raise self._problem
+        if self._problem:
+            raise TransportError(self._problem)
         if self.lost:
             raise TransportError("the connection broke")
         self._waiter = self._loop.create_future()
@@ -315,7 +316,7 @@ class _Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
     def _fail(self, problem: str) -> None:
-        self._problem = TransportError(problem)
+        self._problem = problem
         self.cut()
         self._wake()
 

@@ -211,16 +211,7 @@ class PublicSide:
     async def _body(self, request: HttpRequest) -> bytes:
         if "content-encoding" in request.headers:
             raise Refusal(400, "content_encoding", "A compressed body is not accepted.")
-        if request.complete:
-            return await request.read()
-        try:
-            async with asyncio.timeout(self._limits.body_timeout_s) as timer:
-                return await request.read()
-        except TimeoutError:
-            if not timer.expired():
-                raise
-            message = f"No complete body in {self._limits.body_timeout_s:g} s."
-            raise Refusal(408, "body_timeout", message) from None
+        return await request.read(self._limits.body_timeout_s)
 
     def _request_id(self, request: HttpRequest) -> str:
         given = request.headers.get("x-request-id")
