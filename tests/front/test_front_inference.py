@@ -107,6 +107,52 @@ def test_vllms_metrics_by_rank():
     assert (load.running, load.waiting, load.kv_usage) == ((3, 4), (0, 1), None)
 
 
+def metrics_of(*labels):
+    """A page with 10 running, 20 waiting and 0.1 of the KV in use on rank 1, twice as much on rank 2, …"""
+    return "\n".join(
+        f'vllm:{name}{{engine="{label}",model_name="m"}} {value * (label + 1)}'
+        for name, value in (
+            ("num_requests_running", 10.0),
+            ("num_requests_waiting", 20.0),
+            ("kv_cache_usage_perc", 0.125),
+        )
+        for label in labels
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "ranks", "running", "usage"),
+    [
+        ((0, 1), 2, (10, 20), (0.125, 0.25)),  # internal load balancing
+        ((4, 5), 2, (50, 60), (0.625, 0.75)),  # hybrid, start rank 4
+        ((3,), 1, (40,), (0.5,)),  # external, rank 3
+        ((10, 9), 2, (100, 110), (1.25, 1.375)),  # by number, not by text
+    ],
+)
+def test_global_ranks_are_the_instances_own_in_order(labels, ranks, running, usage):
+    load = read_metrics(metrics_of(*labels), ranks)
+    assert (load.running, load.kv_usage, load.doubt) == (running, usage, "")
+    assert load.waiting == tuple(2 * each for each in running)
+
+
+def test_several_ranks_configured_as_one_are_their_sum_and_said_to_be():
+    load = read_metrics(metrics_of(0, 1), 1)
+    assert (load.running, load.waiting, load.kv_usage) == ((30,), (60,), (0.1875,))
+    assert load.doubt == "its metrics are of ranks 0, 1, configured is ranks = 1: taken as one, their sum"
+
+
+@pytest.mark.parametrize(("labels", "ranks"), [((0, 1, 2), 2), ((0,), 2), ((0, 2), 2), ((0, 1, 2, 3), 8)])
+def test_ranks_that_contradict_the_configuration_are_not_read_and_said_to_be(labels, ranks):
+    load = read_metrics(metrics_of(*labels), ranks)
+    assert (load.running, load.waiting, load.kv_usage) == (None, None, None)
+    assert load.doubt.endswith(f"configured is ranks = {ranks}: its load is not read")
+
+
+def test_loads_of_sglangs_ranks_configured_as_one_are_their_sum():
+    body = b'{"loads":[{"dp_rank":0,"num_running_reqs":3},{"dp_rank":1,"num_running_reqs":4}]}'
+    assert read_loads(body, 1).running == (7,)
+
+
 def test_sglangs_loads_and_what_is_none():
     body = (
         b'{"loads":[{"dp_rank":1,"num_running_reqs":2,"num_waiting_reqs":0},'

@@ -408,6 +408,24 @@ def test_a_poll_is_answered_by_what_the_engine_publishes():
     run(check())
 
 
+def test_ranks_that_contradict_the_configuration_are_logged_once(caplog):
+    async def check():
+        async with (
+            StandIn() as engine,
+            gateway([engine], inference={"scrape_interval_s": 0.01}) as (front, _),
+        ):
+            engine.metrics = METRICS + METRICS.replace('engine="0"', 'engine="1"')
+            heard = watch(front)
+            await until(lambda: len(heard) > 3)
+            assert heard[-1].running == (6,)
+        lines = [record for record in caplog.records if record.message == "engine's ranks"]
+        assert [line.reason for line in lines] == [
+            "its metrics are of ranks 0, 1, configured is ranks = 1: taken as one, their sum"
+        ]
+
+    run(check())
+
+
 NONSENSE = """vllm:num_requests_running{engine="0"} NaN
 vllm:num_requests_waiting{engine="0"} +Inf
 vllm:kv_cache_usage_perc{engine="0"} -inf

@@ -611,6 +611,10 @@ class Workers:
             return
         if problem is not None or worker.told is None:
             return
+        if load.doubt != worker.load_doubt:
+            worker.load_doubt = load.doubt
+            if load.doubt:
+                log.warning("engine's ranks", extra={"instance": worker.name, "reason": load.doubt})
         blocks = worker.up_event().kv_blocks
         usage = load.kv_usage
         self._tell(
