@@ -15,6 +15,7 @@ from headway.core.events import Event, InstanceUp, PassEnded
 from headway.front.buffer import Buffer
 from headway.front.keys import CLIENT_NAME
 from headway.front.lease import Elector
+from headway.front.loop_lag import LoopLagMonitor
 from headway.front.over import Over
 from headway.front.worker import State
 from headway.front.workers import Workers
@@ -120,12 +121,18 @@ class Metrics:
             ("headway_held_limit_bytes", "Bound of the buffer", lambda: limits.buffer_bytes),
             ("headway_held_requests", "Requests not dispatched", lambda: buffer.requests),
             ("headway_held_tokens", "Prompt tokens not dispatched", lambda: buffer.tokens),
-            ("headway_held_bytes", "Bodies not dispatched", lambda: buffer.bytes),
+            ("headway_held_bytes", "Bodies that arrive or are not dispatched", lambda: buffer.bytes),
             ("headway_in_flight_requests", "Requests not over", lambda: buffer.in_flight),
         ):
             self._gauge(name, doc, read)
         self.registry.register(_WorkerGauges(workers))
         self.registry.register(_LeaderGauges(elector))
+
+    def watch_loop(self, lag: LoopLagMonitor) -> None:
+        """Read how long the event loop was blocked when it is asked for."""
+        doc = "Longest time that the event loop was blocked in the last minute"
+        self._gauge("headway_event_loop_lag_seconds", doc, lag.longest_s)
+        self.registry.register(_LoopStalls(lag))
 
     def watch_estimates(self, error: Callable[[], float]) -> None:
         """Read the error of estimated prompt lengths when it is asked for."""
@@ -256,6 +263,23 @@ class _LeaderGauges:
         terms = CounterMetricFamily("headway_leader_terms", "How often it came to lead", labels=["pool"])
         terms.add_metric([elector.pool], elector.terms)
         return [leads, terms]
+
+
+class _LoopStalls:
+    """How often the event loop was blocked for longer than 50 ms."""
+
+    def __init__(self, lag: LoopLagMonitor) -> None:
+        self._lag = lag
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> list[Metric]:
+        stalls = CounterMetricFamily(
+            "headway_event_loop_stalls", "Times that the event loop was blocked for more than 50 ms"
+        )
+        stalls.add_metric([], self._lag.stalls())
+        return [stalls]
 
 
 class _WorkerGauges:

@@ -15,6 +15,7 @@ from headway.front.discovery import Discovery, create_source
 from headway.front.driver import Driver, Observer
 from headway.front.keys import table_of
 from headway.front.lease import create_elector
+from headway.front.loop_lag import LoopLagMonitor
 from headway.front.metrics import Metrics
 from headway.front.policy import create_policy
 from headway.front.transport import HttpTransport
@@ -55,6 +56,7 @@ class Scheduler:
         """Build the parts. `observers` see every event with what the policy did about it."""
         self._loop = asyncio.get_running_loop()
         clock, call_at = self._loop.time, self._loop.call_at
+        self.loop_lag = LoopLagMonitor()
         self.transport = HttpTransport(connect_timeout_s=self._config.limits.connect_timeout_s)
         self.workers = Workers(
             self._config,
@@ -83,6 +85,7 @@ class Scheduler:
 
     async def stop(self) -> None:
         """End it all at once."""
+        self.loop_lag.stop()
         await self.elector.stop()
         await self._discovery.stop()
         await self.workers.stop()

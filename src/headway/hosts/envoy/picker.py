@@ -161,6 +161,7 @@ class Picker:
         self.health = Health(self.ready)
         self.processor = self._create_processor()
         self.metrics.watch(self.picks.buffer, self.workers, self.elector)
+        self.metrics.watch_loop(self.scheduler.loop_lag)
         self.metrics.watch_estimates(lambda: self._lengths.error)
         self._gauge("headway_picker_streams", "ext_proc streams that are open", lambda: self.processor.open)
         self._gauge("headway_picker_under_way", "Requests Envoy has", lambda: self.picks.under_way)

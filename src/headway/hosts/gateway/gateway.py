@@ -189,6 +189,7 @@ class Gateway:
         self.metrics.watch(self.serving.buffer, self.workers, self.elector)
         posture = posture_of(config)
         operators_gate = Gate(posture.worker_api, tokens=scheduler.tokens, clients=self._keys, closed=CLOSED)
+        self.metrics.watch_loop(self.scheduler.loop_lag)
         self.metrics.watch_estimates(lambda: self._lengths.error)
         self.public = PublicSide(
             config,
