@@ -177,6 +177,31 @@ def test_an_engine_that_fails_some_requests_loses_none_of_them(kind):
     run(test())
 
 
+@pytest.mark.parametrize("kind", [KINDS["vllm P/D"], KINDS["sglang P/D"]], ids=["vllm", "sglang"])
+def test_samples_of_prompts_are_each_computed_once_where_prefill_and_decode_are_apart(kind):
+    async def test():
+        async with together(kind) as (client, _, _):
+            options = {"model": "tiny", "prompt": ["a b c", "d e"], "n": 2, "max_tokens": 5}
+            answer = await client.completions.create(**options)
+            assert [(c.index, c.text) for c in answer.choices] == [(n, words(5)) for n in range(4)]
+            assert answer.usage.completion_tokens == 20
+            more = {"stream": True, "stream_options": {"include_usage": True}}
+            texts, ids, usage = {}, set(), []
+            async for chunk in await client.completions.create(**options, **more):
+                ids.add(chunk.id)
+                usage += [chunk.usage] if chunk.usage else []
+                for choice in chunk.choices:
+                    texts[choice.index] = texts.get(choice.index, "") + choice.text
+            assert texts == dict.fromkeys(range(4), words(5)) and len(ids) == 1
+            assert [each.completion_tokens for each in usage] == [20]
+            assert usage[0].prompt_tokens == answer.usage.prompt_tokens
+            chat = [{"role": "user", "content": "x"}]
+            answer = await client.chat.completions.create(model="tiny", messages=chat, n=3, max_tokens=4)
+            assert [c.message.content for c in answer.choices] == [words(4)] * 3
+
+    run(test())
+
+
 def test_an_error_is_the_clients_own_exception():
     async def test():
         async with together(KINDS["vllm"]) as (client, _, _):
