@@ -1,7 +1,10 @@
 """Engines come and go by URL, in `vllm-router`'s words."""
 
+import asyncio
+import json
+
 import aiohttp
-from standins import StandIn, chat, error_of, gateway, run, running
+from standins import StandIn, chat, error_of, gateway, run, running, until
 
 from headway.hosts.gateway.worker_api import instance_name
 
@@ -121,3 +124,24 @@ def test_other_sites_pages_cannot_add_a_worker():
 def test_names_are_made_of_urls():
     assert instance_name("http://[::1]:8000") == "::1-:8000"
     assert instance_name("http://user:secret@host:1/engines/a/") == "host:1-engines-a"
+
+
+def test_workers_and_loads_are_listed_with_the_fields_other_routers_show():
+    async def test():
+        async with StandIn() as up, StandIn() as down, gateway([up, down], worker_api=API) as (front, client):
+            down.healthy = False
+            await until(lambda: not front.workers.named("engine-1").takes_work())
+            up.go.clear()
+            task = asyncio.create_task(chat(client))
+            await until(lambda: up.requests)
+            described = json.loads((await call(client, "GET", "/workers"))[1])
+            assert (described["total"], described["stats"]["regular_count"]) == (2, 2)
+            first = {"url": up.url, "model_id": "tiny", "worker_type": "regular"}
+            assert described["workers"][0] == first | {"is_healthy": True, "load": 1}
+            assert described["workers"][1]["is_healthy"] is False
+            loads = json.loads((await call(client, "GET", "/get_loads"))[1])
+            assert loads["workers"] == [{"worker": up.url, "load": 1}, {"worker": down.url, "load": 0}]
+            up.go.set()
+            assert (await task)[0] == 200
+
+    run(test())

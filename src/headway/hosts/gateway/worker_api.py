@@ -3,21 +3,25 @@
 POST /add_worker?url=URL[&role=prefill|decode][&bootstrap_port=N]     "Successfully added worker: URL"
 POST /remove_worker?url=URL        drains it first; a URL nobody knows is removed already
 GET  /list_workers                 {"urls": [URL, …]}, URL@RANK where an engine has several ranks
+GET  /workers                      {"workers": [{"url", "model_id", "worker_type", "is_healthy", "load"}, …]}
+GET  /get_loads                    {"workers": [{"worker": URL, "load": requests under way}, …]}
 
 These are operators' functions: `posture.py` decides who may call them. The admin side has more, on a bind of
 its own.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from headway.core.errors import ConfigError
+from headway.core.events import Role
 from headway.front.access import Gate
 from headway.front.config import InstanceSpec, parse_instance
 from headway.front.errors import Refusal, bad_request
 from headway.front.protocol import Handler, HttpRequest, HttpResponse, Routes, json_answer, refused
-from headway.front.worker import Worker
+from headway.front.worker import State, Worker
 from headway.front.workers import Workers
 from headway.hosts.gateway.config import GatewayConfig
 
@@ -28,6 +32,9 @@ CLOSED = (
     "Changing engines needs an operator token here: set [admin] token_env (--admin-token-env). "
     "To let everyone do it who may send requests, set [worker_api] open = true (--open-worker-api)."
 )
+
+#: How the other routers call the roles.
+_KINDS = {Role.PREFILL: "prefill", Role.DECODE: "decode", Role.AGGREGATED: "regular"}
 
 
 def instance_name(url: str) -> str:
@@ -49,6 +56,8 @@ class WorkerApi:
             ("POST", "/add_worker"): self._guarded(self._add),
             ("POST", "/remove_worker"): self._guarded(self._remove),
             ("GET", "/list_workers"): self._guarded(self._list),
+            ("GET", "/workers"): self._guarded(self._describe),
+            ("GET", "/get_loads"): self._guarded(self._loads),
         }
         self._config = config
         self._workers = workers
@@ -95,12 +104,33 @@ class WorkerApi:
     async def _list(self, request: HttpRequest) -> HttpResponse:
         return json_answer({"urls": [url for worker in self._workers for url in _listed(worker)]})
 
+    async def _describe(self, request: HttpRequest) -> HttpResponse:
+        described = [_described(worker) for worker in self._workers]
+        kinds = Counter(str(each["worker_type"]) for each in described)
+        stats = {f"{kind}_count": kinds[kind] for kind in _KINDS.values()}
+        return json_answer({"workers": described, "total": len(described), "stats": stats})
+
+    async def _loads(self, request: HttpRequest) -> HttpResponse:
+        loads = [{"worker": each.spec.url, "load": len(each.legs)} for each in self._workers]
+        return json_answer({"workers": loads})
+
     def _at(self, url: str) -> Iterator[Worker]:
         return (worker for worker in self._workers if worker.spec.url == url)
 
 
 def _text(said: str) -> HttpResponse:
     return HttpResponse(200, said.encode(), {"Content-Type": "text/plain; charset=utf-8"})
+
+
+def _described(worker: Worker) -> dict[str, object]:
+    """Return an engine with the fields that vllm-router and smg both show."""
+    return {
+        "url": worker.spec.url,
+        "model_id": min(worker.models, default="unknown"),
+        "worker_type": _KINDS[worker.spec.role],
+        "is_healthy": worker.state is State.UP,
+        "load": len(worker.legs),
+    }
 
 
 def _listed(worker: Worker) -> list[str]:
