@@ -1,14 +1,11 @@
 """Passes worked out from first bytes, in literal times."""
 
-import json
-
 import pytest
 from test_front_driver import VirtualClock
 
 from headway.core.events import PassEnded
 from headway.front.inference import FIRST_PASS_S, FIRST_TOKEN_S, Inference
 from headway.front.scrape import read_loads, read_metrics
-from headway.front.usage import Tail, Usage, usage_of
 
 
 class Instance:
@@ -161,58 +158,3 @@ def test_sglangs_loads_and_what_is_none():
     load = read_loads(body, 2)
     assert (load.running, load.waiting) == ((1, 2), None)
     assert read_loads(b"<html>", 2) is None and read_loads(body, 3) is None
-
-
-def test_usage_at_the_end_of_an_answer_or_stream_else_events_are_counted():
-    assert usage_of(b'{"usage":{"prompt_tokens":5,"completion_tokens":2}}') == Usage(5, 2)
-    assert usage_of(b"nonsense") == Usage(None, None)
-    tail = Tail()
-    for chunk in (b'data: {"a":1}\n\n' * 5, b"data: [DONE]\n\n"):
-        tail.add(chunk)
-    assert tail.complete and tail.usage() == Usage(None, 5)
-    split = Tail()
-    split.add(b'data: {"choices":[],"usage":{"prompt_to')
-    split.add(b'kens":5,"completion_tokens":2}}\n\ndata: [DONE]\n\n')
-    assert split.usage() == Usage(5, 2)
-
-
-def stream(*events):
-    """Count the tokens of a stream without usage, whole and piece by piece."""
-    data = [b"data: " + event.encode() + b"\n\n" for event in (*events, "[DONE]")]
-    whole, pieces = Tail(), Tail()
-    whole.add(b"".join(data))
-    for piece in data:
-        pieces.add(piece)
-    assert whole.usage() == pieces.usage()
-    return pieces.usage().output_tokens
-
-
-def event(reason="null", **delta):
-    return json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
-
-
-ROLE = event(role="assistant", content="")
-
-
-def test_the_role_alone_is_no_token():
-    assert stream(ROLE, event(content="a"), event(content="b", reason="length")) == 2
-    assert stream(event(content="a", role="assistant"), event(content="b", role="assistant")) == 2
-    assert stream(ROLE) == 0
-
-
-def test_vllms_last_token_may_be_without_text():
-    assert stream(ROLE, event(content="a"), event(content=""), event(content="", reason="stop")) == 3
-
-
-def test_sglangs_reason_to_stop_is_no_token():
-    nulls = {"role": None, "content": None, "reasoning_content": None, "tool_calls": None}
-    token = nulls | {"content": "a"}
-    assert stream(ROLE, event(**token), event(**token), event(**nulls, reason="length")) == 2
-    assert stream(ROLE, event(reasoning_content="a"), event(reasoning_content=None, reason="stop")) == 1
-    assert stream(ROLE, event(tool_calls=[{"index": 0}]), event(reason="tool_calls")) == 1
-
-
-def test_a_text_completion_has_no_role_and_no_separate_end():
-    text = json.dumps({"choices": [{"text": "a", "finish_reason": None}]})
-    assert stream(text, text, json.dumps({"choices": [{"text": "", "finish_reason": "stop"}]})) == 3
-    assert stream(text, text, json.dumps({"choices": []})) == 2

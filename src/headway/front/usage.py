@@ -1,130 +1,249 @@
-"""Finds out how many tokens a request had, from the end of its answer and without reading the rest.
+"""Reads what an answer reports of its tokens, and what one event of a stream holds.
 
-A stream is not parsed: its events are counted, and only the last two pieces are looked at, once, for the
-`usage` that engines send there when the client asks for it.
-
-Where there is none, the events that carry a token are the tokens of the one choice. Those that carry none
-come first and last: a chat's first names the role alone; SGLang's reason to stop comes in a delta where
-everything is null, while vLLM's comes with the last token, whose text may be empty; `[DONE]`.
+Known are the formats of chat and text completions (vLLM, SGLang), Anthropic's messages, OpenAI's responses,
+and SGLang's `/generate`.
 """
 
-from collections.abc import Iterator
+import re
+from enum import Enum, auto
 from typing import NamedTuple
 
 import msgspec
 
-__all__ = ["Tail", "Usage", "usage_of"]
+__all__ = ["EventKind", "Usage", "error_status", "event_data", "kind_of", "usage_of"]
+
+#: Larger answers are searched for their usage, not decoded: that would stop the event loop.
+MOST_DECODED_BYTES = 256 << 10
+#: More tokens than these are an engine's mistake.
+MOST_TOKENS = 1 << 31
+
+Field = msgspec.Raw | msgspec.UnsetType
+_ABSENT = msgspec.UNSET
+_EMPTY = (b"", b"null", b'""', b"[]", b"{}")
 
 
 class Usage(NamedTuple):
-    """Tokens of a request; None: not told."""
+    """Tokens of a request; None: not reported."""
 
     prompt_tokens: int | None
     output_tokens: int | None
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+class EventKind(Enum):
+    """What an event of a stream holds."""
+
+    #: Output that a client can see, or the token ids or log probabilities of some.
+    TOKEN = auto()
+    #: An empty text: a token whose text is not whole yet, or the one that ends the output.
+    EMPTY = auto()
+    #: The end of a choice, without any output.
+    END = auto()
+    #: No output: a role, usage, the beginning of an item, `[DONE]`.
+    OTHER = auto()
+    ERROR = auto()
+
+
+class _Counts(msgspec.Struct):
+    prompt_tokens: Field = _ABSENT
+    completion_tokens: Field = _ABSENT
+    input_tokens: Field = _ABSENT
+    output_tokens: Field = _ABSENT
+
+
+class _Within(msgspec.Struct):
+    usage: Field = _ABSENT
 
 
 class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
+    usage: Field = _ABSENT
+    meta_info: Field = _ABSENT
+    response: Field = _ABSENT
+    message: Field = _ABSENT
 
 
 class _Delta(msgspec.Struct):
-    role: str | None = None
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
+    """A piece of a message: of a chat, or of Anthropic's (`text`, `thinking`, `partial_json`)."""
+
+    role: Field = _ABSENT
+    content: Field = _ABSENT
+    reasoning: Field = _ABSENT
+    reasoning_content: Field = _ABSENT
+    refusal: Field = _ABSENT
+    tool_calls: Field = _ABSENT
+    function_call: Field = _ABSENT
+    text: Field = _ABSENT
+    thinking: Field = _ABSENT
+    partial_json: Field = _ABSENT
 
 
 class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    text: str | None = None
+    delta: Field = _ABSENT
+    text: Field = _ABSENT
+    token_ids: Field = _ABSENT
+    logprobs: Field = _ABSENT
+    finish_reason: Field = _ABSENT
 
 
 class _Event(msgspec.Struct):
-    choices: list[_Choice]
+    choices: Field = _ABSENT
+    error: Field = _ABSENT
+    object: Field = _ABSENT
+    type: Field = _ABSENT
+    delta: Field = _ABSENT
+    text: Field = _ABSENT
+    output_ids: Field = _ABSENT
+    code: Field = _ABSENT
 
 
+_counts = msgspec.json.Decoder(_Counts)
+_within = msgspec.json.Decoder(_Within)
 _answer = msgspec.json.Decoder(_Answer)
+_delta = msgspec.json.Decoder(_Delta)
+_choices = msgspec.json.Decoder(list[_Choice])
 _event = msgspec.json.Decoder(_Event)
 _nothing = Usage(None, None)
+_COUNT = re.compile(rb'"(prompt|input|completion|output)_tokens"\s*:\s*(\d{1,10})\b')
 
 
 def usage_of(body: bytes) -> Usage:
-    """Read the `usage` of a JSON answer."""
+    """Read the usage of a JSON answer, of the end of one, or of an event. Impossible counts are left out."""
+    if len(body) > MOST_DECODED_BYTES:
+        return _usage_at_the_end(body)
     try:
-        usage = _answer.decode(body).usage
-    except msgspec.DecodeError:
+        answer = _answer.decode(body)
+        for holder in (answer.response, answer.message):
+            if not isinstance(holder, msgspec.UnsetType) and holder:
+                inner = _within.decode(holder)
+                if _given(inner.usage):
+                    return _read_counts(inner.usage)
+        return _read_counts(answer.usage if _given(answer.usage) else answer.meta_info)
+    except (msgspec.DecodeError, RecursionError):
+        return _usage_at_the_end(body)
+
+
+def _read_counts(field: Field) -> Usage:
+    if isinstance(field, msgspec.UnsetType):
         return _nothing
-    return _nothing if usage is None else Usage(usage.prompt_tokens, usage.completion_tokens)
+    counts = _counts.decode(field)
+    return Usage(
+        _count(counts.prompt_tokens if _given(counts.prompt_tokens) else counts.input_tokens),
+        _count(counts.completion_tokens if _given(counts.completion_tokens) else counts.output_tokens),
+    )
 
 
-class Tail:
-    """Follows a stream. `add` is on the hot path."""
-
-    __slots__ = ("_before", "_first", "_last", "events")
-
-    def __init__(self) -> None:
-        self.events = 0
-        self._first = b""
-        self._before = b""
-        self._last = b""
-
-    def add(self, chunk: bytes) -> None:
-        """Note a piece."""
-        self.events += chunk.count(b"\n\n")
-        self._before, self._last = self._last, chunk
-        if not self._first:
-            self._first = chunk
-
-    @property
-    def complete(self) -> bool:
-        """Whether the stream said that it is over."""
-        return b"[DONE]" in (self._before + self._last)[-64:]
-
-    def usage(self) -> Usage:
-        """Return what the last events tell, else how many events carried a token."""
-        last = list(_data((self._before + self._last)[-65536:]))
-        for data in reversed(last):
-            if b'"usage"' in data:
-                told = usage_of(data)
-                if told.output_tokens is not None:
-                    return told
-        return Usage(None, max(0, self.events - self.complete - self._without_token(last)))
-
-    def _without_token(self, last: list[bytes]) -> int:
-        """Count the events without a token: the first may be one, and those behind the last token are."""
-        without = sum(not _has_token(data) for data in list(_data(self._first))[:1])
-        for data in reversed(last):
-            if data != b"[DONE]":
-                if _has_token(data):
-                    break
-                without += 1
-        return without
+def _usage_at_the_end(body: bytes) -> Usage:
+    """Search the end of a large answer: engines write the usage behind the output."""
+    at = max(body.rfind(b'"usage"'), body.rfind(b'"meta_info"'))
+    if at < 0:
+        return _nothing
+    found = {name: int(count) for name, count in _COUNT.findall(body[at : at + 4096])}
+    return Usage(found.get(b"prompt", found.get(b"input")), found.get(b"completion", found.get(b"output")))
 
 
-def _data(events: bytes) -> Iterator[bytes]:
-    """Iterate over the data of whole events."""
-    return (line[5:].strip() for line in events.split(b"\n")[:-1] if line.startswith(b"data:"))
+def _count(field: Field) -> int | None:
+    raw = b"" if isinstance(field, msgspec.UnsetType) else bytes(field)
+    value = int(raw) if raw.isdigit() and len(raw) <= 10 else -1
+    return value if 0 <= value < MOST_TOKENS else None
 
 
-def _has_token(data: bytes) -> bool:
-    """Whether an event carries a token; one that cannot be read may."""
+def event_data(events: bytes) -> list[bytes]:
+    """Return the data of whole events, whatever ends their lines."""
+    if b"\r" in events:
+        events = events.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return [line[5:].strip() for line in events.split(b"\n") if line.startswith(b"data:")]
+
+
+def kind_of(data: bytes) -> EventKind:
+    """Return what an event holds. One that cannot be read may be a token."""
+    if data == b"[DONE]":
+        return EventKind.OTHER
     try:
-        choices = _event.decode(data).choices
-    except msgspec.DecodeError:
-        return True
-    return any(choice.text is not None or _says(choice.delta) for choice in choices)
+        event = _event.decode(data)
+        if _given(event.error) or _text(event.object) == b'"error"':
+            return EventKind.ERROR
+        if not isinstance(event.choices, msgspec.UnsetType):
+            return _most_of([_kind_of_choice(choice) for choice in _choices.decode(event.choices)])
+        if _given(event.type):
+            return _kind_of_typed(_text(event.type)[1:-1], event)
+        if _text(event.text) or _text(event.output_ids):  # SGLang's /generate
+            return EventKind.TOKEN if _given(event.text) or _given(event.output_ids) else EventKind.EMPTY
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    return EventKind.TOKEN
 
 
-def _says(delta: _Delta | None) -> bool:
-    if delta is None:
-        return False
-    said = (delta.content, delta.reasoning, delta.reasoning_content, delta.tool_calls)
-    if delta.role is not None:  # with the role, an empty text is none
-        return any(said)
-    return any(each is not None for each in said)
+def error_status(data: bytes) -> int:
+    """Return the HTTP status that an error event names, else 502."""
+    try:
+        event = _event.decode(data)
+        error = event.error if _given(event.error) else msgspec.Raw(data)
+        code = _count(_event.decode(_text(error)).code)
+    except (msgspec.DecodeError, RecursionError):
+        code = None
+    return code if code is not None and 400 <= code < 600 else 502
+
+
+def _kind_of_choice(choice: _Choice) -> EventKind:
+    delta = _Delta() if isinstance(choice.delta, msgspec.UnsetType) else _decode_delta(choice.delta)
+    fields = (choice.text, choice.token_ids, *_output(delta))
+    if any(map(_given, fields)) or _has_logprobs(choice.logprobs):
+        return EventKind.TOKEN
+    empty = any(_text(field) not in (b"", b"null") for field in fields)
+    if empty and not _given(delta.role):  # with the role, an empty text is none
+        return EventKind.EMPTY
+    return EventKind.END if _given(choice.finish_reason) else EventKind.OTHER
+
+
+def _kind_of_typed(name: bytes, event: _Event) -> EventKind:
+    """Return the kind of an event of Anthropic's messages or OpenAI's responses."""
+    if name in (b"error", b"response.failed"):
+        return EventKind.ERROR
+    if name in (b"message_stop", b"response.completed", b"response.incomplete"):
+        return EventKind.END
+    if not name.endswith(b"delta") or name == b"message_delta":
+        return EventKind.OTHER
+    if _text(event.delta)[:1] == b'"':
+        return EventKind.TOKEN if _given(event.delta) else EventKind.EMPTY
+    delta = _Delta() if isinstance(event.delta, msgspec.UnsetType) else _decode_delta(event.delta)
+    return EventKind.TOKEN if any(map(_given, _output(delta))) else EventKind.EMPTY
+
+
+def _most_of(kinds: list[EventKind]) -> EventKind:
+    """Return what an event with several choices counts as."""
+    for kind in (EventKind.TOKEN, EventKind.EMPTY, EventKind.END):
+        if kind in kinds:
+            return kind
+    return EventKind.OTHER
+
+
+def _decode_delta(field: msgspec.Raw) -> _Delta:
+    return _Delta() if bytes(field) == b"null" else _delta.decode(field)
+
+
+def _output(delta: _Delta) -> tuple[Field, ...]:
+    """Return the fields of a delta that hold output."""
+    return (
+        delta.content,
+        delta.reasoning,
+        delta.reasoning_content,
+        delta.refusal,
+        delta.tool_calls,
+        delta.function_call,
+        delta.text,
+        delta.thinking,
+        delta.partial_json,
+    )
+
+
+def _has_logprobs(field: Field) -> bool:
+    raw = _text(field)
+    return raw not in _EMPTY and b'"token' in raw
+
+
+def _given(field: Field) -> bool:
+    """Whether a field holds more than nothing."""
+    return not isinstance(field, msgspec.UnsetType) and bytes(field) not in _EMPTY
+
+
+def _text(field: Field) -> bytes:
+    return b"" if isinstance(field, msgspec.UnsetType) else bytes(field)

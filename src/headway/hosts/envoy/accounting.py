@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from headway.front.headers import read_retry_after
-from headway.front.usage import Tail, usage_of
+from headway.front.token_stream import TAIL_BYTES, EventWeights, TokenStream
+from headway.front.usage import error_status, usage_of
 from headway.hosts.envoy.desk import Desk, Served
 from headway.hosts.envoy.messages import StreamAccessLogsResponse
 from headway.hosts.envoy.replies import KEY, KEY_NAMESPACE, NAMESPACE, SERVED
@@ -70,15 +71,16 @@ class AnswerAccount:
     `learn(tokens)` hears how many its prompt had.
     """
 
-    def __init__(self, desk: Desk, key: str, learn: Callable[[int], None]) -> None:
+    def __init__(self, desk: Desk, key: str, learn: Callable[[int], None], weights: EventWeights) -> None:
         self._desk = desk
         self._key = key
         self._learn = learn
         self._status = 0
         self._endpoint: str | None = None
         self._retry_after_s: float | None = None
-        self._streams = False
-        self._tail = Tail()
+        self._weights = weights
+        self._tokens: TokenStream | None = None  # of an answer that streams
+        self._tail = b""  # of one that does not
         self._began = self._over = False
 
     def hear(self, message: Any) -> None:
@@ -88,7 +90,8 @@ class AnswerAccount:
             headers = headers_of(message.response_headers.headers)
             self._status = _status(headers)
             self._retry_after_s = read_retry_after(headers)
-            self._streams = headers.get("content-type", "").startswith("text/event-stream")
+            if headers.get("content-type", "").startswith("text/event-stream"):
+                self._tokens = TokenStream()
             self._endpoint = _served_by(message.metadata_context.filter_metadata)
             self._ended(message.response_headers.end_of_stream)
         elif kind == "response_body":
@@ -104,12 +107,14 @@ class AnswerAccount:
         self._ended(True)
 
     def _piece(self, piece: bytes) -> None:
-        if self._status < 300 and not self._began:
+        if self._tokens is None:
+            self._tail = (self._tail + piece)[-TAIL_BYTES:]
+        else:
+            self._tokens.add(piece)
+        begins = self._tokens is None or self._tokens.started
+        if self._status < 300 and begins and not self._began:
             self._began = True
             self._desk.first_byte(self._key)
-        self._tail.add(piece)
-        if not self._streams:
-            self._count(*usage_of(piece))
 
     def _count(self, prompt_tokens: int | None, output_tokens: int | None) -> None:
         if prompt_tokens is not None or output_tokens is not None:
@@ -120,8 +125,12 @@ class AnswerAccount:
     def _ended(self, ended: bool) -> None:
         if ended and not self._over:
             self._over = True
-            if self._streams:
-                self._count(*self._tail.usage())
+            if self._tokens is None:
+                self._count(*usage_of(self._tail))
+            else:
+                self._count(*self._tokens.usage(self._weights, self._endpoint or ""))
+                if self._tokens.error is not None and 0 < self._status < 400:
+                    self._status = error_status(self._tokens.error)
             self._desk.over(
                 self._key, Served(self._status, endpoint=self._endpoint, retry_after_s=self._retry_after_s)
             )

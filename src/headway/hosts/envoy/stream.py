@@ -16,7 +16,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -35,6 +35,7 @@ from headway.front.requests import (
     read_targets,
     targets_for_engines,
 )
+from headway.front.token_stream import EventWeights
 from headway.hosts.envoy.accounting import AnswerAccount, headers_of
 from headway.hosts.envoy.config import EppConfig, ObjectiveSpec
 from headway.hosts.envoy.desk import Answer, Asked, Desk, Served
@@ -84,6 +85,7 @@ class Tools:
     clock: Callable[[], float]
     refused: Callable[[str, str, Refusal], None]
     reads_prefixes: bool = False
+    weights: EventWeights = field(default_factory=EventWeights)
 
 
 class Streams:
@@ -316,7 +318,9 @@ class _Stream:
 
     async def _see_by(self, key: str) -> None:
         """Let the engine's answer pass, where it comes by here, until the stream ends."""
-        account = AnswerAccount(self._desk, key, self._learn) if self._by_response else None
+        account = (
+            AnswerAccount(self._desk, key, self._learn, self._tools.weights) if self._by_response else None
+        )
         try:
             while (message := await self._next()) is not None:
                 reply = self._replies.response(message, full_duplex=self._answer_full_duplex)

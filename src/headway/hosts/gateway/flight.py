@@ -12,7 +12,7 @@ from typing import Self
 
 from headway.core.actions import Dispatch, Recall, Reject
 from headway.core.errors import EngineError
-from headway.core.events import Event, Finished, Role
+from headway.core.events import Event, Failed, Finished, Role
 from headway.core.fault_attribution import Fault, RequestFaults
 from headway.core.request import Request
 from headway.front.errors import Refusal, rejected
@@ -114,6 +114,7 @@ class Flight:
         self.owing: tuple[Worker, ...] = ()  # that were asked and have not answered
         self.why = ""  # of the last dispatch
         self.code = ""  # of the error the client was given
+        self.status = 200  # of an answer that was passed on
         self._role_of = role_of
         self._clock = clock
         self._places: dict[Role, Dispatch] = {}
@@ -169,6 +170,13 @@ class Flight:
         if not self.over:
             self.over = True
             feed(Finished(self.request.id, self.output_tokens or 0))
+
+    def failed_in_stream(self, feed: Callable[[Event], object], status: int) -> None:
+        """Tell the policy that the engine ended the stream with an error event, which the client has."""
+        self.status, self.code = status, "engine_error"
+        if not self.over:
+            self.over = True
+            feed(Failed(self.request.id, "an error event in the stream", retry=False))
 
     async def place(self, role: Role, timeout_s: float) -> Dispatch | None:
         """Wait to be dispatched to an instance of this role. Return None when that takes too long."""

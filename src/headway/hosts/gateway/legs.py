@@ -11,11 +11,8 @@ Rule 5. A stream that breaks after its first byte is never repeated: the client 
         connection, so that it cannot take the half for the whole.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-
-import msgspec
 
 from headway.core.actions import Dispatch
 from headway.core.events import Event, PrefillDone, Role
@@ -24,27 +21,15 @@ from headway.front.config import LimitsSpec
 from headway.front.headers import read_retry_after
 from headway.front.lease import Elector
 from headway.front.place_wait import PlaceWait
+from headway.front.token_stream import EventWeights, TokenStream
 from headway.front.transport import Answer, ExhaustedError, Transport, TransportError
-from headway.front.usage import Tail, Usage, usage_of
+from headway.front.usage import Usage, error_status, usage_of
 from headway.front.worker import Worker
 from headway.front.workers import Workers
 from headway.hosts.gateway.flight import EngineSaysNo, Flight, LegError
+from headway.hosts.gateway.idle import Idle
 
-__all__ = ["Idle", "Legs"]
-
-#: How a stream begins that is none.
-ERROR_EVENT = b'data: {"error"'
-
-
-class _Error(msgspec.Struct):
-    code: int | None = None
-
-
-class _Said(msgspec.Struct):
-    error: _Error
-
-
-_said = msgspec.json.Decoder(_Said)
+__all__ = ["Legs"]
 
 
 class Legs:
@@ -71,6 +56,7 @@ class Legs:
         self._clock = clock
         self._dispatched = dispatched
         self._engine_headers = dict(engine_headers)
+        self._weights = EventWeights()
 
     async def place(self, flight: Flight, role: Role) -> tuple[Worker, Dispatch]:
         """Wait for a place of this role. Raises LegError when the worker is gone by then, and Refusal when
@@ -90,7 +76,7 @@ class Legs:
     async def stream(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> None:
         """Send the last leg of a request, and its answer to the client."""
         async with self._open(flight, worker, dispatch, body, self._patience_s(flight)) as answer:
-            if answer.headers.get("content-type", "").startswith("text/event-stream"):
+            if _streams(answer):
                 await self._forward(flight, worker, answer)
             else:
                 await self._hand_over(flight, worker, answer)
@@ -106,12 +92,16 @@ class Legs:
         return answered
 
     async def accompany(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> None:
-        """Send a prefill leg whose answer goes nowhere; its first byte says that the prefill is done."""
+        """Send a prefill leg whose answer goes nowhere; its first token says that the prefill is done."""
         try:
             async with self._open(flight, worker, dispatch, body, self._patience_s(flight)) as answer:
-                async for _ in answer.chunks():
+                tokens = _tokens_of(answer)
+                async for piece in answer.chunks():
                     self._heard(flight, worker)
-                    self.prefill_done(flight, worker)
+                    if tokens is not None:
+                        tokens.add(piece)
+                    if tokens is None or tokens.started:
+                        self.prefill_done(flight, worker)
         except TransportError as error:
             if not flight.prefilled:
                 raise self._broken(worker, error) from None
@@ -159,7 +149,8 @@ class Legs:
         try:
             answer = await self._send(flight, worker, dispatch, body)
             yield answer
-            self._workers.worked(worker)
+            if flight.status < 500:
+                self._workers.worked(worker)
         finally:
             if answer is not None:
                 answer.close()
@@ -219,15 +210,17 @@ class Legs:
         await flight.sink.answer(answer.status, _passed_on(answer), body)
 
     async def _forward(self, flight: Flight, worker: Worker, answer: Answer) -> None:
-        """Pass on a stream, byte for byte."""
-        tail = Tail()
+        """Pass on a stream, byte for byte from the first token on (`front/token_stream.py`)."""
+        tokens = TokenStream()
         sink = flight.sink
         idle = Idle(self._limits.idle_timeout_s, lambda: flight.expect(worker, 0.0), flight.client_stalls)
 
-        def push(chunk: bytes) -> bool:
-            tail.add(chunk)
-            idle.active = True
-            return sink.push(chunk)
+        def push(piece: bytes) -> bool:
+            seen = tokens.events
+            tokens.add(piece)
+            if tokens.events != seen:
+                idle.active = True
+            return sink.push(piece)
 
         async def caught_up() -> None:
             idle.writing = True
@@ -235,26 +228,42 @@ class Legs:
             idle.writing = False
 
         try:
-            first = await answer.next()
-            if not first:
-                raise LegError(f"{worker.name}: an empty stream", worker=worker)
-            if first.startswith(ERROR_EVENT):
-                raise _said_in(first, worker)
+            begun = await self._await_token(worker, answer, tokens, idle)
             await flight.let_cut()
             self._first_byte(flight, worker)
             idle.start()
             await sink.start(answer.status, _passed_on(answer))
-            if not push(first):
+            if not sink.push(begun):
                 await caught_up()
             await answer.pour(push, caught_up)
         except TransportError as error:
-            self._note(flight, tail.usage())
+            self._note(flight, tokens.usage(self._weights, worker.name))
             raise self._broken(worker, error) from None
         finally:
             idle.stop()
-        self._note(flight, tail.usage())
-        flight.engine_done(self._feed)
+        self._note(flight, tokens.usage(self._weights, worker.name))
+        if tokens.error is None:
+            flight.engine_done(self._feed)
+        else:
+            flight.failed_in_stream(self._feed, error_status(tokens.error))
         await flight.sink.end()
+
+    async def _await_token(self, worker: Worker, answer: Answer, tokens: TokenStream, idle: Idle) -> bytes:
+        """Read a stream to its first token; return what goes to the client. From the first bytes on an engine
+        that sends no token, comments or not, is idle.
+        """
+        begun = b""
+        while not tokens.started:
+            piece = await answer.next()
+            if not piece:
+                if rest := tokens.finish():
+                    return rest
+                raise LegError(f"{worker.name}: a stream without a token", worker=worker)
+            begun = tokens.add(piece)
+            if tokens.error is not None:
+                raise _said_in(tokens.error, worker)
+            idle.start()
+        return begun
 
     def _first_byte(self, flight: Flight, worker: Worker) -> None:
         flight.first_byte_s = self._clock()
@@ -275,37 +284,6 @@ class Legs:
         flight.prompt_tokens, flight.output_tokens = usage
 
 
-class Idle:
-    """Tells when nothing moved in a stream for `timeout_s` to twice that, and whose fault it is: `silent` is
-    called for the engine's, `behind` for the client's. One timer a period, none per chunk.
-
-    `active`: a piece came; `writing`: it waits for the client. Both are the stream's to set.
-    """
-
-    def __init__(self, timeout_s: float, silent: Callable[[], None], behind: Callable[[], None]) -> None:
-        self.active = self.writing = False
-        self._timeout_s = timeout_s
-        self._silent = silent
-        self._behind = behind
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        """Begin to watch."""
-        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._look)
-
-    def stop(self) -> None:
-        """Watch no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _look(self) -> None:
-        if not self.active:
-            (self._behind if self.writing else self._silent)()
-            return
-        self.active = False
-        self.start()
-
-
 def _needed(role: Role) -> tuple[Role, ...]:
     """Return the roles that must have engines for a request that waits for this one."""
     return (Role.PREFILL, Role.DECODE) if role is Role.PREFILL else (role,)
@@ -323,14 +301,18 @@ def _refusal(worker: Worker, status: int, said: bytes, headers: Mapping[str, str
     )
 
 
-def _said_in(event: bytes, worker: Worker) -> EngineSaysNo | LegError:
-    """Read a refusal that comes as the first event of a stream: vLLM answers 200 before it looks."""
-    body = event.removeprefix(b"data: ").partition(b"\n")[0]
-    try:
-        code = _said.decode(body).error.code
-    except msgspec.DecodeError:
-        code = None
-    return _refusal(worker, code if code is not None and 400 <= code < 600 else 502, body, {})
+def _said_in(data: bytes, worker: Worker) -> EngineSaysNo | LegError:
+    """Return what an error event means that comes before any token: vLLM answers 200 before it looks."""
+    return _refusal(worker, error_status(data), data, {})
+
+
+def _streams(answer: Answer) -> bool:
+    return answer.headers.get("content-type", "").startswith("text/event-stream")
+
+
+def _tokens_of(answer: Answer) -> TokenStream | None:
+    """Return what finds the tokens of an answer; None for one that does not stream."""
+    return TokenStream() if _streams(answer) else None
 
 
 def _passed_on(answer: Answer) -> dict[str, str]:

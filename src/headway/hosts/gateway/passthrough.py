@@ -20,7 +20,7 @@ from headway.front.transport import Answer, ExhaustedError, Sink, Transport, Tra
 from headway.front.worker import Worker
 from headway.front.workers import Workers
 from headway.hosts.gateway.endpoints import Endpoint, Kind, roles_for
-from headway.hosts.gateway.legs import Idle
+from headway.hosts.gateway.idle import Idle
 
 __all__ = ["Passthrough", "check_query"]
 

@@ -181,7 +181,7 @@ class Serving:
             try:
                 async with flight:
                     await self._way(self._legs, flight)
-                return 200
+                return flight.status
             except RecalledError:
                 recalls += 1
                 if recalls > MOST_RECALLS:
