@@ -253,8 +253,8 @@ def test_roles_are_told_by_a_selector_each():
     assert config.discovery.watched == "app=vllm,component in (prefill,decode)"
     found = Members(config.discovery, config.check_instance)
     pods = [
-        pod(name=f"vllm-{component}", labels={"app": "vllm", "component": component})
-        for component in ("prefill", "decode", "router")
+        pod(name=f"vllm-{component}", ip=ip, labels={"app": "vllm", "component": component})
+        for component, ip in (("prefill", "10.0.0.1"), ("decode", "10.0.0.2"), ("router", "10.0.0.3"))
     ]
     roles = {each.name: each.role for each in found.update(pods, [8000]).instances}
     assert roles == {"vllm-prefill": Role.PREFILL, "vllm-decode": Role.DECODE}
