@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from headway.cli import drop_in
-from headway.cli.drop_in import POLICIES, read_flags
+from headway.cli.drop_in import read_flags
 from headway.cli.drop_in_flags import IDLE, NOTES, REFUSED
+from headway.cli.drop_in_policies import BY_LOAD, BY_PREFIX, POLICIES
 from headway.core.errors import ConfigError
 from headway.core.events import Role
 
@@ -109,7 +110,15 @@ def test_host_port_and_policy_that_were_read_already_count():
         (["--retry-max-retries", "3"], "limits", "retries", 2),
         (["--disable-retries"], "limits", "retries", 0),
         (["--cb-failure-threshold", "10"], "health", "eject_after", 10),
-        (["--cb-failure-threshold", "10", "--health-failure-threshold", "4"], "health", "eject_after", 4),
+        (["--cb-failure-threshold", "10"], "health", "breaker", "consecutive"),
+        (["--cb-failure-threshold", "4294967295"], "health", "eject_after", 0),
+        ([], "health", "breaker", "outlier"),
+        (["--disable-circuit-breaker"], "health", "eject_after", 0),
+        (["--disable-circuit-breaker", "--cb-failure-threshold", "2"], "health", "eject_after", 0),
+        (["--cb-timeout-duration-secs", "60"], "health", "eject_for_s", 60.0),
+        (["--health-failure-threshold", "4"], "health", "down_after", 4),
+        ([], "limits", "queue_timeout_status", 408),
+        (["--request-timeout-secs", "60"], "limits", "answer_timeout_s", 60.0),
         (["--cb-success-threshold", "3", "--health-success-threshold", "2"], "health", "return_after", 3),
         (["--health-check-interval-secs", "9"], "health", "interval_s", 9.0),
         (["--health-check-endpoint", "/ping"], "health", "path", "/ping"),
@@ -181,7 +190,7 @@ def test_policies_of_both_pools(policy: str | None, words: list[str], cluster: s
 def test_their_policies_have_one_of_ours(name: str):
     made = read_flags(W, policy=name)
     assert made.config.policy.cluster == POLICIES[name]
-    differs = name in drop_in._BY_LOAD | drop_in._BY_PREFIX
+    differs = name in BY_LOAD | BY_PREFIX
     assert len(made.notes) == differs
 
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from headway.cli.drop_in_discovery import DISCOVERY_FLAGS, discovery_of
 from headway.cli.drop_in_flags import ANY, IDLE, NONE, NOTES, ONE, REFUSED, SOME
+from headway.cli.drop_in_policies import our_policy
 from headway.cli.drop_in_words import GivenFlags, as_is, real, whole
-from headway.core.cluster import cluster_policies
 from headway.core.errors import ConfigError, unknown_name
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.worker_api import instance_name
@@ -34,29 +34,13 @@ __all__ = ["DropIn", "read_flags"]
 PORT, METRICS_PORT = 30_000, 29_000
 #: SGLang's own default of `--disaggregation-bootstrap-port`.
 BOOTSTRAP_PORT = 8998
+#: A circuit breaker that opens after more failures than this is one that somebody disabled.
+MOST_FAILURES = 1000
+#: What a request gets there that found no place in time.
+QUEUE_TIMEOUT_STATUS = 408
 #: Where keys from the command line are put: the configuration names variables, never secrets.
 DOOR_KEY_ENV, ENGINE_KEY_ENV = "HEADWAY_DROP_IN_API_KEY", "HEADWAY_DROP_IN_ENGINE_API_KEY"
 OPERATORS_ENV = "HEADWAY_DROP_IN_OPERATORS"
-
-#: Their policies and ours. What goes by prefix there goes to the policy that counts cached prefixes; what
-#: goes by key or session goes by load.
-POLICIES = {
-    "random": "random",
-    "round_robin": "round-robin",
-    "passthrough": "round-robin",
-    "power_of_two": "power-of-two",
-    "least_load": "least-tokens",
-    "bucket": "least-tokens",
-    "cache_aware": "staggered",
-    "kv_aware": "staggered",
-    "prefix_hash": "staggered",
-    "consistent_hash": "least-tokens",
-    "consistent_hashing": "least-tokens",
-    "sticky_least_loaded": "least-tokens",
-    "manual": "least-tokens",
-}
-_BY_PREFIX = frozenset(("cache_aware", "kv_aware", "prefix_hash"))
-_BY_LOAD = frozenset(name for name, ours in POLICIES.items() if ours == "least-tokens") - {"least_load"}
 
 #: Flags with an effect that is more than one key, and what follows them.
 _SPECIAL = {
@@ -76,8 +60,8 @@ _SPECIAL = {
     "--api-key": ONE,
     "--retry-max-retries": ONE,
     "--disable-retries": NONE,
-    "--cb-failure-threshold": ONE,
-    "--health-failure-threshold": ONE,
+    "--request-timeout-secs": ONE,
+    "--disable-circuit-breaker": NONE,
     "--cb-success-threshold": ONE,
     "--health-success-threshold": ONE,
     "--tls-cert-path": ONE,
@@ -128,14 +112,22 @@ def read_flags(
     return DropIn(GatewayConfig.parse(draft.data(), where="command line"), draft.notes)
 
 
+def _breaker(flag: str, text: str) -> int:
+    """Return after how many failures an engine is ejected; 0, never, for a number that is never reached."""
+    failures = whole(flag, text)
+    return failures if failures <= MOST_FAILURES else 0
+
+
 #: Flags that set one key of one table.
 _KEYS: dict[str, tuple[str, str, Callable[[str, str], Any]]] = {
     "--shutdown-grace-period-secs": ("server", "drain_timeout_s", real),
     "--max-payload-size": ("limits", "max_body_bytes", whole),
     "--queue-timeout-secs": ("limits", "queue_timeout_s", real),
-    "--request-timeout-secs": ("limits", "first_byte_timeout_s", real),
     "--header-read-timeout-secs": ("limits", "header_timeout_s", real),
     "--stream-body-stall-timeout-secs": ("limits", "idle_timeout_s", real),
+    "--cb-failure-threshold": ("health", "eject_after", _breaker),
+    "--cb-timeout-duration-secs": ("health", "eject_for_s", real),
+    "--health-failure-threshold": ("health", "down_after", whole),
     "--health-check-timeout-secs": ("health", "timeout_s", real),
     "--health-check-interval-secs": ("health", "interval_s", real),
     "--health-check-endpoint": ("health", "path", as_is),
@@ -168,6 +160,7 @@ class _Draft:
                 "port": PORT if port is None else port,
                 "unknown_models": "pass-on",  # as they do: the engine decides
             },
+            "limits": {"queue_timeout_status": QUEUE_TIMEOUT_STATUS},
             "metrics": {"port": METRICS_PORT},
         }
         for flag, (table, key, read) in _KEYS.items():
@@ -266,40 +259,17 @@ class _Draft:
         main = self._main_policy
         parts = [given.text("--prefill-policy", main), given.text("--decode-policy", "")]
         if not self._split:
-            self._set("policy", "cluster", self._ours("--policy", main))
+            self._set("policy", "cluster", our_policy("--policy", main, self.notes))
             return
         if given.has("--decode-policy") or (main and given.has("--prefill-policy")):
             parts[1] = parts[1] or main
-        ours = [self._ours(f, p) for f, p in zip(("--prefill-policy", "--decode-policy"), parts, strict=True)]
+        ours = [
+            our_policy(flag, part, self.notes)
+            for flag, part in zip(("--prefill-policy", "--decode-policy"), parts, strict=True)
+        ]
         if not parts[1]:
             ours.pop()
         self._set("policy", "cluster", "+".join(ours))
-
-    def _ours(self, flag: str, name: str) -> str:
-        """Their policy's name, or one of ours with its settings; ours by default."""
-        if not name:
-            return "staggered"
-        if name in _BY_PREFIX:
-            return self._by_prefix(flag, name)
-        if name in POLICIES:
-            if name in _BY_LOAD:
-                self.notes.append(
-                    f"{flag} {name}: {POLICIES[name]}, which goes by load and keeps no affinity"
-                )
-            return POLICIES[name]
-        plain = name.partition("+")[0].partition(":")[0]
-        if ":" not in name and plain not in cluster_policies.names():
-            raise unknown_name("policy", name, (*POLICIES, *cluster_policies.names()), where=flag)
-        return name
-
-    def _by_prefix(self, flag: str, name: str) -> str:
-        """Prefill goes where a prompt's beginning is cached; a decode pool gets its KV from there."""
-        if flag == "--decode-policy":
-            self.notes.append(f"{flag} {name}: least-tokens, for decode has no prompt to compute")
-            return "least-tokens"
-        ours = POLICIES[name]
-        self.notes.append(f"{flag} {name}: {ours}, which looks for cached prefixes on the ranks free next")
-        return ours
 
     # Limits
 
@@ -315,19 +285,24 @@ class _Draft:
         rate = given.number("--rate-limit-tokens-per-second", real)
         if rate:
             self._set("limits", "rate_limit_rps", rate)
+        patience_s = given.number("--request-timeout-secs", real)
+        if patience_s is not None:
+            self._set("limits", "first_byte_timeout_s", patience_s)
+            self._set("limits", "answer_timeout_s", patience_s)
 
     def _retries_and_breaker(self) -> None:
         given = self._given
         tries = 1 if given.has("--disable-retries") else given.number("--retry-max-retries", whole)
         if tries is not None:
             self._set("limits", "retries", max(0, tries - 1))  # they count the first one too
-        for key, flags, choose in (
-            ("eject_after", ("--cb-failure-threshold", "--health-failure-threshold"), min),
-            ("return_after", ("--cb-success-threshold", "--health-success-threshold"), max),
-        ):
-            numbers = [given.number(flag, whole) for flag in flags if given.has(flag)]
-            if numbers:
-                self._set("health", key, choose(numbers))
+        if given.has("--disable-circuit-breaker"):
+            self._set("health", "eject_after", 0)
+        elif given.has("--cb-failure-threshold"):  # who names it expects theirs, which counts every failure
+            self._set("health", "breaker", "consecutive")
+        flags = ("--cb-success-threshold", "--health-success-threshold")
+        successes = [given.number(flag, whole) for flag in flags if given.has(flag)]
+        if successes:
+            self._set("health", "return_after", max(successes))
 
     # Secrets and files
 

@@ -95,7 +95,7 @@ IDLE: dict[str, str] = {
     flag: words
     for words, flags in {
         NONE: """
-            --disable-circuit-breaker --mini-lb --enable-igw --upstream-http2 --worker-overload-protection
+            --mini-lb --enable-igw --upstream-http2 --worker-overload-protection
             --disable-worker-overload-protection --worker-overload-shed --dp-minimum-tokens-scheduler
             --enable-rl --disable-load-monitoring --mm-pixel-rdma --mm-allow-private-media-hosts
             --log-mm-timing --remove-unhealthy-workers --no-remove-unhealthy-workers
@@ -109,7 +109,7 @@ IDLE: dict[str, str] = {
             --spill-abs-threshold --balance-rel-threshold --spill-rel-threshold --eviction-interval-secs
             --max-tree-size --wasm-middleware-sha256 --wasm-middleware-route --log-dir
             --retry-initial-backoff-ms --retry-max-backoff-ms --retry-backoff-multiplier
-            --retry-jitter-factor --cb-timeout-duration-secs --cb-window-duration-secs
+            --retry-jitter-factor --cb-window-duration-secs
             --upstream-pool-idle-timeout-secs
             --encode-policy --prefix-token-count --prefix-hash-load-factor
             --prefix-hash-balance-abs-threshold --least-load-kv-pressure-weight
