@@ -1,6 +1,7 @@
 """Bad input: one line that names the file, the row as an editor counts it, and what is wrong."""
 
 import gzip
+import json
 import re
 from pathlib import Path
 
@@ -58,6 +59,16 @@ BROKEN = {
         "no column 'GeneratedTokens' in the header",
     ),
     "no header": (AZURE.splitlines()[1], 1, "starts like no known trace format. Known are Azure: TIMESTAMP,"),
+    "blocks of no size": (
+        MOONCAKE + MOONCAKE.replace("600", "6000"),
+        2,
+        "hash_ids names 2 blocks, but 6000 tokens are 12 blocks of 512 (no block size fits all rows)",
+    ),
+    "blocks of two sizes": (
+        MOONCAKE.replace("[0, 1]", json.dumps([*range(38)])) + MOONCAKE,
+        2,
+        "hash_ids names 2 blocks, but 600 tokens are 38 blocks of 16 (no block size fits all rows)",
+    ),
     "another table": ("a,b,c\n1,2,3\n", 1, "Mooncake: {.*; BurstGPT: Timestamp,.*; ServeGen: timestamp,"),
     "broken JSON": (MOONCAKE + '{"timestamp": 9,\n', 2, "not a JSON object"),
     "JSON of another kind": (MOONCAKE + "[1, 2]\n", 2, "not a JSON object"),
@@ -125,3 +136,21 @@ def test_not_utf8_is_found_in_its_row(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_bytes((AZURE + "2023-11-16 18:17:04,37").encode() + b"\xff,44\n" + b"\xfe")
     assert complaint(path) == f"{path} row 3: not UTF-8 (byte 0xff at column 23)"
+
+
+GUIDELLM = {"metadata": {"version": 1}, "args": {}, "benchmarks": [{"timestamp": 3}]}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_guidellm_report_is_named_for_what_it_is(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps(GUIDELLM, indent=indent))
+    with pytest.raises(ConfigError, match="json: this is a guidellm benchmark report, not a trace$"):
+        load_trace(path)
+
+
+def test_another_json_document_is_no_trace_of_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"requests": []}, indent=2))
+    with pytest.raises(ConfigError, match="this is one JSON document, not a trace"):
+        load_trace(path)

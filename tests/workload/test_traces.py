@@ -1,6 +1,7 @@
 """Each published format loads as its authors describe it."""
 
 import gzip
+import json
 import os
 from pathlib import Path
 
@@ -65,6 +66,41 @@ def test_mooncake_counts_only_full_blocks_as_prefix(tmp_path: Path) -> None:
         Item(3.0, 511, 1),
     ]
     assert workload.reusable_prompt_share == 512 / (1100 + 1024 + 511)  # block 0, the second time
+
+
+def json_trace(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def row(tokens: int, blocks: int, **more: object) -> dict[str, object]:
+    return {"timestamp": 0, "input_length": tokens, "output_length": 1, "hash_ids": [*range(blocks)]} | more
+
+
+@pytest.mark.parametrize(
+    ("rows", "block_tokens", "full_blocks"),
+    [
+        ([row(1100, 3)], 512, [2]),
+        ([row(100, 7), row(33, 3)], 16, [6, 2]),
+        ([row(5, 1), row(2048, 2)], 1024, [0, 2]),  # the first fits every size
+        ([row(5, 1)], 512, [0]),  # nothing tells: as Mooncake documents it
+    ],
+)
+def test_the_size_of_a_prefix_block_follows_from_the_number_of_hashes(
+    tmp_path: Path, rows: list[dict[str, object]], block_tokens: int, full_blocks: list[int]
+) -> None:
+    items = load_trace(json_trace(tmp_path / "t.jsonl", rows)).items
+    assert items.prefix_block_tokens == block_tokens
+    assert [len(item.prefix) for item in items] == full_blocks
+
+
+def test_bailian_has_seconds_and_blocks_of_16_tokens(tmp_path: Path) -> None:
+    chat = {"chat_id": 7, "parent_chat_id": -1, "type": "text", "turn": 1}
+    rows = [row(5, 1, timestamp=1.5, **chat), row(36, 3, timestamp=4.0, **chat)]
+    workload = load_trace(json_trace(tmp_path / "b.jsonl", rows))
+    assert [item.arrival_s for item in workload.items] == [0.0, 2.5]
+    assert workload.items.prefix_block_tokens == 16
+    assert "Bailian" in workload.source
 
 
 def test_mooncake_style_rows_may_come_without_hashes(tmp_path: Path) -> None:

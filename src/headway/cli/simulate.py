@@ -37,7 +37,11 @@ INPUT, POLICY, LOAD, TARGET, RUN, OUT = (
 
 Trace = Annotated[
     Path | None,
-    option("A recorded trace: Azure, Mooncake, BurstGPT or ServeGen, plain or .gz.", INPUT, metavar="FILE"),
+    option(
+        "A recorded trace: Azure, Mooncake, Bailian, BurstGPT or ServeGen, plain or .gz.",
+        INPUT,
+        metavar="FILE",
+    ),
 ]
 WorkloadName = Annotated[
     str | None,

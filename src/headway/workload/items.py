@@ -63,6 +63,12 @@ class Items(Sequence[Item]):
         self.prompt_tokens.append(prompt_tokens)
         self.output_tokens.append(output_tokens)
 
+    def cut_prefixes(self, block_tokens: int) -> None:
+        """Set the size of a prefix block, and keep only the full blocks of each prompt."""
+        self.prefix_block_tokens = block_tokens
+        for row, prefix in enumerate(self.prefixes):
+            self.prefixes[row] = prefix[: self.prompt_tokens[row] // block_tokens]
+
     def prefix(self, row: int) -> tuple[int, ...]:
         """Return the prefix hashes of a row, without making its `Item`."""
         return self.prefixes[row] if self.prefixes else ()

@@ -7,16 +7,23 @@ from pathlib import Path
 
 from headway.core.errors import ConfigError
 from headway.workload.items import Workload
-from headway.workload.traces import azure, burstgpt, mooncake, servegen
+from headway.workload.traces import azure, bailian, burstgpt, mooncake, servegen
 from headway.workload.traces.reading import Lines, TraceFormat, TraceRows
+from headway.workload.traces.reports import name_report
 
 __all__ = ["FORMATS", "load_trace"]
 
-FORMATS: tuple[TraceFormat, ...] = (azure.FORMAT, mooncake.FORMAT, burstgpt.FORMAT, servegen.FORMAT)
+FORMATS: tuple[TraceFormat, ...] = (
+    azure.FORMAT,
+    mooncake.FORMAT,
+    bailian.FORMAT,
+    burstgpt.FORMAT,
+    servegen.FORMAT,
+)
 
 
 def load_trace(path: str | Path) -> Workload:
-    """Load a recorded trace: Azure 2023/2024, Mooncake, BurstGPT or ServeGen, plain or gzipped.
+    """Load a recorded trace: Azure 2023/2024, Mooncake, Bailian, BurstGPT or ServeGen, plain or gzipped.
 
     Times are moved so that the first row comes at 0 s. Requests that failed when recorded (BurstGPT) are left
     out and counted in the workload's `source`.
@@ -29,6 +36,7 @@ def load_trace(path: str | Path) -> Workload:
     lines = Lines(path)
     try:
         form = _recognise(lines.read_first())
+        _refuse_report(path, lines.first)
         rows = form.read(lines)
     except ValueError as error:
         raise ConfigError(f"{path} row {lines.number}: {error}") from None
@@ -49,6 +57,19 @@ def _recognise(first_line: str) -> TraceFormat:
         known = "; ".join(f"{form.name}: {form.example}" for form in FORMATS)
         raise ValueError(f"starts like no known trace format. Known are {known}")
     return best
+
+
+def _refuse_report(path: Path, first_line: str) -> None:
+    """Raise ConfigError for a benchmark's report."""
+    document = Lines(path)
+    try:
+        what = name_report(first_line, document)
+    except ValueError:
+        return  # the reader says what is wrong
+    finally:
+        document.close()
+    if what is not None:
+        raise ConfigError(f"{path}: {what}")
 
 
 def _stem(path: Path) -> str:
