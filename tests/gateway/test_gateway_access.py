@@ -49,6 +49,10 @@ K, T = Access.CLIENTS, Access.OPERATORS
         (EVERYWHERE | KEYS | OPEN, K, K, N, K),
         (EVERYWHERE | TOKEN | OPEN, A, A, T, T),
         ({"metrics": {"token_env": "SCRAPER"}}, A, T, M, M),
+        (EVERYWHERE | {"metrics": {"port": 9100}}, A, N, N, N),
+        (EVERYWHERE | KEYS | {"metrics": {"port": 9100}}, K, N, N, N),
+        (EVERYWHERE | TOKEN | {"metrics": {"port": 9100}}, A, T, T, T),
+        ({"metrics": {"port": 9100}}, A, M, M, M),
     ],
 )
 def test_who_may_ask_what_on_the_public_bind(tables, api, metrics, page, worker_api):

@@ -204,6 +204,7 @@ class Gateway:
                 posture.metrics,
                 tokens=scheduler.metrics_tokens,
                 clients=self._keys,
+                closed="Metrics are served at the address of [metrics], or with [metrics] token_env.",
                 public_names=posture.metrics is Access.ANYONE,
             ),
             operators_gate,

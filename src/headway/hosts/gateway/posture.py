@@ -27,17 +27,26 @@ class Posture(NamedTuple):
 def posture_of(config: GatewayConfig) -> Posture:
     """Return who may use each function of a gateway with this configuration."""
     keys, local = config.auth.checks_keys, is_loopback(config.server.host)
-    clients = Access.CLIENTS if keys else Access.ANYONE
-    anyone = Access.THIS_MACHINE if local else Access.ANYONE
     token = config.admin.token_env is not None
+    clients = Access.CLIENTS if keys else Access.ANYONE
     operators = Access.OPERATORS if token else Access.THIS_MACHINE if local and not keys else Access.NOBODY
-    scraped = config.metrics.token_env is not None
     return Posture(
         api=clients,
-        metrics=Access.OPERATORS if scraped or (keys and token) else Access.CLIENTS if keys else anyone,
+        metrics=_metrics(config, operators, clients),
         page=operators,
         worker_api=clients if config.worker_api.open and not token else operators,
     )
+
+
+def _metrics(config: GatewayConfig, operators: Access, clients: Access) -> Access:
+    """Return who may read /metrics on the public bind. Labels may be addresses of engines."""
+    if config.metrics.token_env is not None:
+        return Access.OPERATORS
+    if operators is Access.OPERATORS and clients is Access.CLIENTS:
+        return operators
+    if is_loopback(config.server.host) and clients is Access.ANYONE:
+        return Access.THIS_MACHINE
+    return clients if config.metrics.port is None else operators
 
 
 def warnings(config: GatewayConfig) -> Iterator[str]:
