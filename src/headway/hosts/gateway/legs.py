@@ -316,5 +316,8 @@ def _tokens_of(answer: Answer) -> TokenStream | None:
 
 
 def _passed_on(answer: Answer) -> dict[str, str]:
-    """Of the engine's headers, what a client needs."""
-    return {"Content-Type": answer.headers.get("content-type", "application/json")}
+    """Return the headers of an engine's answer that a client needs to read it."""
+    headers = {"Content-Type": answer.headers.get("content-type", "application/json")}
+    if "content-encoding" in answer.headers:
+        headers["Content-Encoding"] = answer.headers["content-encoding"]
+    return headers

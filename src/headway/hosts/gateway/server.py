@@ -15,6 +15,7 @@ from headway.core.request import Slo
 from headway.front.access import Gate
 from headway.front.admin import metrics_page
 from headway.front.body_reader import BodyReader
+from headway.front.content_coding import decode_body
 from headway.front.errors import Refusal, model_not_found, unavailable
 from headway.front.keys import CLIENT_NAME, Client, ClientKeys
 from headway.front.lease import Elector
@@ -209,9 +210,11 @@ class PublicSide:
             raise Refusal(413, "body_too_large", f"The body is larger than {most} bytes.")
 
     async def _body(self, request: HttpRequest) -> bytes:
-        if "content-encoding" in request.headers:
-            raise Refusal(400, "content_encoding", "A compressed body is not accepted.")
-        return await request.read(self._limits.body_timeout_s)
+        body = await request.read(self._limits.body_timeout_s)
+        coding = request.headers.pop("content-encoding", None)
+        if coding is not None:  # engines get the plain body
+            body = await decode_body(body, coding, self._limits.max_body_bytes, request.received)
+        return body
 
     def _request_id(self, request: HttpRequest) -> str:
         given = request.headers.get("x-request-id")
