@@ -6,6 +6,7 @@ budget at once, and all but the first small piece is decoded in a thread.
 
 import asyncio
 import zlib
+from collections.abc import Callable
 from typing import Protocol
 
 import zstandard
@@ -80,7 +81,7 @@ class _Zstd:
         return piece
 
 
-_DECODERS = {"gzip": _Gzip, "x-gzip": _Gzip, "zstd": _Zstd}
+_DECODERS: dict[str, Callable[[bytes], _Decoder]] = {"gzip": _Gzip, "x-gzip": _Gzip, "zstd": _Zstd}
 
 
 async def decode_body(body: bytes, coding: str, most_bytes: int, received: ReceivedBytes) -> bytes:
