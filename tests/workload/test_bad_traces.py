@@ -145,7 +145,7 @@ GUIDELLM = {"metadata": {"version": 1}, "args": {}, "benchmarks": [{"timestamp":
 def test_a_guidellm_report_is_named_for_what_it_is(tmp_path: Path, indent: int | None) -> None:
     path = tmp_path / "benchmarks.json"
     path.write_text(json.dumps(GUIDELLM, indent=indent))
-    with pytest.raises(ConfigError, match="json: this is a guidellm benchmark report, not a trace$"):
+    with pytest.raises(ConfigError, match=r"json: this is a guidellm benchmark report, not a trace$"):
         load_trace(path)
 
 

@@ -1,7 +1,7 @@
 """Read traces of JSON lines with `timestamp`, `input_length`, `output_length` and `hash_ids`.
 
-`hash_ids` name the prompt's blocks, each by all the text up to its end. No field gives the size of a block: it
-follows from the rows, for `len(hash_ids) = ceil(input_length / size)` must hold for every row that has
+`hash_ids` name the prompt's blocks, each by all the text up to its end. No field gives the size of a block:
+it follows from the rows, for `len(hash_ids) = ceil(input_length / size)` must hold for every row that has
 hashes. The last block may be part of one, which no cache can share: only full blocks count as prefix.
 Without `hash_ids` no prefix is known.
 """
