@@ -127,7 +127,7 @@ def test_why_an_engine_never_came_up_is_reported_first_at_each_change_and_every_
         health.check_failed(float(t), "refused" if t < 30 else "404", unreachable=t < 30)
         if health.report_due(float(t)):
             reported.append((t, health.reason))
-    assert reported == [(0, "refused"), (30, "404"), (90, "404"), (150, "404")]
+    assert reported == [(0, "refused"), (6, "refused"), (30, "404"), (36, "404"), (96, "404"), (156, "404")]
     assert health.state is EngineState.STARTING
     assert health.check_passed(200.0) and health.admit(200.0) and not health.report_due(200.0)
 

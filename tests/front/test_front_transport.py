@@ -250,3 +250,83 @@ def test_what_is_thrown_by_the_one_who_takes_comes_out_of_the_pouring():
             answer.close()
 
     run(check())
+
+
+class ResettingServer(Server):
+    """Resets a connection when its second request arrives, as a server whose idle time-out is over."""
+
+    async def handle(self, reader, writer):
+        self.accepted += 1
+        try:
+            for answer in (PLAIN, self.begins):
+                head = await reader.readuntil(b"\r\n\r\n")
+                self.heads.append(head)
+                await reader.readexactly(2 if head.startswith(b"POST") else 0)
+                writer.write(answer)
+                await writer.drain()
+            await asyncio.sleep(0.01)
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.transport.abort()
+
+    begins = b""
+
+
+@asynccontextmanager
+async def resetting(begins=b""):
+    server = ResettingServer()
+    server.begins = begins
+    listening = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+    transport = HttpTransport(connect_timeout_s=1.0)
+    try:
+        yield server, transport, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    finally:
+        await transport.close()
+        listening.close()
+        await listening.wait_closed()
+        await until(lambda: not transport.connections)
+
+
+def test_a_request_that_meets_a_stale_connection_is_sent_once_more_on_a_new_one():
+    async def check():
+        async with resetting() as (server, transport, url):
+            for _ in range(3):
+                assert (await get(transport, url, "POST", b"{}"))[2] == b"hi"
+            assert server.accepted == 3 and len(server.heads) == 5
+
+    run(check())
+
+
+def test_a_request_whose_answer_had_begun_is_not_sent_again():
+    async def check():
+        async with resetting(b"HTTP/1.1 200 OK\r\n") as (server, transport, url):
+            await get(transport, url)
+            with pytest.raises(TransportError, match="broke"):
+                await get(transport, url)
+            assert server.accepted == 1
+
+    run(check())
+
+
+def test_a_request_an_engine_has_worked_on_is_not_sent_again(monkeypatch):
+    monkeypatch.setattr("headway.front.transport.STALE_S", 0.0)
+
+    async def check():
+        async with resetting() as (server, transport, url):
+            await get(transport, url)
+            with pytest.raises(TransportError, match="broke"):
+                await get(transport, url)
+            assert server.accepted == 1
+
+    run(check())
+
+
+def test_a_new_connection_that_breaks_is_the_engines_failure():
+    async def check():
+        async with served([None]) as (server, transport, url):
+            with pytest.raises(TransportError, match="broke"):
+                await get(transport, url)
+            assert server.accepted == 1
+
+    run(check())

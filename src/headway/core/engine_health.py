@@ -18,7 +18,7 @@ Rule 5 (checks)       `down_after` failed health checks in a row take an engine 
 Rule 6 (return)       it returns after healthy checks in a row, twice as many after each ejection, and not
                       before `eject_for_s`. One that announced its end returns in a new epoch only.
 Rule 7 (reasons)      why an engine is not up is reported at the first failed check, at each change of the
-                      reason, and every minute.
+                      reason, after `REPORT_AGAIN_S`, and every `REPORT_EVERY_S` from then on.
 """
 
 import math
@@ -27,6 +27,7 @@ from enum import StrEnum
 
 __all__ = [
     "FORGIVEN_S",
+    "REPORT_AGAIN_S",
     "REPORT_EVERY_S",
     "TRANSITIONS",
     "EngineHealth",
@@ -40,8 +41,8 @@ __all__ = [
 
 #: Up for this long, an engine's ejections are forgotten.
 FORGIVEN_S = 60.0
-#: How often the reason why an engine is not up is reported again.
-REPORT_EVERY_S = 60.0
+#: When the reason why an engine is not up is reported again, the first time and later.
+REPORT_AGAIN_S, REPORT_EVERY_S = 5.0, 60.0
 #: A row of failures less likely than this is no accident.
 UNLIKELY = 1e-5
 #: A share of the older outcomes that each new one pushes out: about the last 50 count.
@@ -154,7 +155,8 @@ class EngineHealth:
         self.since_s = now  # in this state
         self._ejected_s = -math.inf
         self._on_probation = False
-        self._reported: tuple[str, float] = ("", -math.inf)
+        self._reported = ""  # the reason as it was last reported
+        self._report_s = -math.inf  # when it is to be reported again
 
     @property
     def credible(self) -> bool:
@@ -184,7 +186,7 @@ class EngineHealth:
         if change is not None:
             self.failures = 0
             self.up_since_s = now
-            self._reported = ("", -math.inf)
+            self._reported = ""
         return change
 
     def check_failed(self, now: float, reason: str, *, unreachable: bool) -> HealthChange | None:
@@ -207,10 +209,12 @@ class EngineHealth:
         """Whether to report why the engine is not up (rule 7); once it is asked, it counts as reported."""
         if self.state is EngineState.UP:
             return False
-        reason, at_s = self._reported
-        if reason == self.reason and now - at_s < REPORT_EVERY_S:
+        if self._reported != self.reason:
+            self._reported, self._report_s = self.reason, now + REPORT_AGAIN_S
+            return True
+        if now < self._report_s:
             return False
-        self._reported = (self.reason, now)
+        self._report_s = now + REPORT_EVERY_S
         return True
 
     # Requests

@@ -11,6 +11,7 @@ import errno
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Protocol, cast
 from urllib.parse import urlsplit
@@ -31,6 +32,9 @@ HIGH_WATER_BYTES = 1 << 18
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 #: uvicorn, before vLLM and SGLang, closes idle connections after 5 s: ours must not be older.
 IDLE_S = 4.0
+#: A reused connection that ends this soon after a request was sent, without a byte of an answer, had been
+#: closed by the engine before: the request is sent once more. Later, the engine may have worked on it.
+STALE_S = 1.0
 
 
 class TransportError(EngineError):
@@ -39,6 +43,10 @@ class TransportError(EngineError):
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+
+
+class _StaleError(TransportError):
+    """A reused connection had been closed by the engine: nothing of an answer came."""
 
 
 class ExhaustedError(TransportError):
@@ -127,6 +135,10 @@ class _Connection(asyncio.Protocol):
         self._waiting_bytes = 0
         self._problem = ""  # what broke the connection
         self._headed = self._complete = self._paused = self._bodiless = self._keeps = False
+        self._used = self._reused = False  # it was asked; it had been asked before the present request
+        self._answered = False  # a byte of the present answer came
+        self._stale = False  # it ended without one, as soon as it was asked
+        self._asked_s = 0.0
         self._push: Callable[[bytes], bool] | None = None  # takes what comes, while somebody pours
         self._behind = False  # whoever takes it is
         self._thrown: Exception | None = None  # by whoever takes it
@@ -142,6 +154,7 @@ class _Connection(asyncio.Protocol):
         if self._parser is None:
             self.cut()
             return
+        self._answered = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -173,6 +186,7 @@ class _Connection(asyncio.Protocol):
         if self._headed and not by_length and exc is None:
             self._complete = True
         elif not self._complete and not self._problem:
+            self._stale = self._reused and not self._answered and self._loop.time() - self._asked_s < STALE_S
             self._problem = f"the connection broke{f': {exc}' if exc else ''}"
         self._parser = None  # it and the connection refer to each other
         self._wake()
@@ -215,6 +229,10 @@ class _Connection(asyncio.Protocol):
     async def ask(self, head: bytes, body: bytes, *, bodiless: bool) -> None:
         """Send a request and wait for the head of its answer. Raises TransportError."""
         assert self._transport is not None
+        if self.lost:
+            raise _StaleError("the connection broke")
+        self._reused, self._answered, self._asked_s = self._used, False, self._loop.time()
+        self._used = True
         self._parser = httptools.HttpResponseParser(self)
         self._headed = self._complete = False
         self._bodiless = bodiless
@@ -302,7 +320,7 @@ class _Connection(asyncio.Protocol):
     async def _more(self) -> None:
         """Wait until something has come, or raise what went wrong."""
         if self._problem:
-            raise TransportError(self._problem)
+            raise (_StaleError if self._stale else TransportError)(self._problem)
         if self.lost:
             raise TransportError("the connection broke")
         self._waiter = self._loop.create_future()
@@ -334,18 +352,25 @@ class HttpTransport:
         self.connections: set[_Connection] = set()
 
     async def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
-        """See `Transport.send`."""
+        """See `Transport.send`. A request that meets a stale connection is sent once more, on a new one."""
         origin, host, path = _parts(url)
-        connection = self._reuse(origin) or await self._connect(origin)
         lines = [f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n"]
         lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
         if body is not None:
             lines.append(f"Content-Length: {len(body)}\r\n")
         lines.append("\r\n")
         head = "".join(lines).encode("latin-1", "replace")
+        bodiless = method == "HEAD"
+        connection = self._reuse(origin)
+        if connection is not None:
+            with suppress(_StaleError):
+                return await self._ask(connection, head, body or b"", bodiless=bodiless)
+        return await self._ask(await self._connect(origin), head, body or b"", bodiless=bodiless)
+
+    async def _ask(self, connection: _Connection, head: bytes, body: bytes, *, bodiless: bool) -> Answer:
         self.connections.add(connection)
         try:
-            await connection.ask(head, body or b"", bodiless=method == "HEAD")
+            await connection.ask(head, body, bodiless=bodiless)
         except BaseException:
             connection.close()
             raise
