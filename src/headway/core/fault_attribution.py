@@ -9,7 +9,9 @@ Rule 3  (once)          a request counts at most once against an engine.
 Rule 4  (no evidence)   where no other engine tried it, its failure is weighed by `engine_health` (rule 3
                         there).
 Rule 5  (backpressure)  a refusal by an engine that has enough costs no try and no budget, and is no fault.
-                        Where retries are off, the refusal is the client's answer.
+                        A request counts once as such at an engine: one that is refused again and again may be
+                        to blame itself. It waits longer each time, and no other request with it. Where
+                        retries are off, the refusal is the client's answer.
 Rule 6  (work done)     what an engine worked on for longer than its time-out is not computed again elsewhere,
                         unless the request streams and the engine answered nobody else meanwhile either.
 Rule 7  (again)         nothing is tried again once the client has a byte, and an error is tried again only at
@@ -22,6 +24,9 @@ from enum import StrEnum
 from headway.core.events import Role
 
 __all__ = ["EngineFailure", "Fault", "RequestFaults", "Verdict"]
+
+#: How long a request waits that an engine refuses for the second time; doubled each time, up to the most.
+FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.1, 2.0
 
 
 class Fault(StrEnum):
@@ -57,12 +62,14 @@ class Verdict:
     """What to do about a failure.
 
     `retry`: place the request again. `costs_budget`: only if the budget of all retries allows it. `hold`:
-    place it again without counting a try. `exonerated`: engines that failed it without being at fault.
+    place it again without counting a try, `wait_s` from now. `exonerated`: engines that failed it without
+    being at fault.
     """
 
     retry: bool = False
     costs_budget: bool = False
     hold: bool = False
+    wait_s: float = 0.0
     exonerated: tuple[EngineFailure, ...] = ()
 
 
@@ -72,6 +79,7 @@ class RequestFaults:
     def __init__(self, retries: int) -> None:
         self.attempts = 0
         self._retries = retries
+        self._refusals: dict[str, int] = {}  # by engine that had enough to do
         self._suspects: dict[tuple[Role, str], EngineFailure] = {}
 
     def failed(
@@ -90,7 +98,7 @@ class RequestFaults:
         `elsewhere`: whether another engine of its role could try. `begun`: the client has a byte.
         """
         if fault is Fault.BACKPRESSURE and not begun and self._retries:
-            return Verdict(retry=True, hold=True)
+            return Verdict(retry=True, hold=True, wait_s=self._backoff_s(failure))
         self.attempts += 1
         if failure is not None and fault in _EXPLAINED:
             others = [key for key in self._suspects if key[0] is failure.role and key[1] != failure.engine]
@@ -103,6 +111,12 @@ class RequestFaults:
         if fault is Fault.ERROR and not elsewhere:
             may = False
         return Verdict(retry=may, costs_budget=fault not in _FREE)
+
+    def _backoff_s(self, failure: EngineFailure | None) -> float:
+        """Return how long a refused request waits: not at all the first time that an engine refuses it."""
+        engine = "" if failure is None else failure.engine
+        times = self._refusals[engine] = self._refusals.get(engine, 0) + 1
+        return 0.0 if times == 1 else min(MOST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(times - 2, 16))
 
     def tried(self, role: Role) -> frozenset[str]:
         """Return the engines of a role that failed it in a way that may be its own fault."""

@@ -10,6 +10,7 @@ Rule 3. A client that is gone cancels the task, which ends the wait or cuts the 
         for nobody.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from itertools import count
 
@@ -202,7 +203,10 @@ class Serving:
         verdict = self._attribute(flight, error)
         flight.forget_places()
         flight.attempts = flight.faults.attempts
-        if verdict.retry and (not verdict.costs_budget or self._budget.spend()):
+        again = verdict.retry and (not verdict.costs_budget or self._budget.spend())
+        if again and not (verdict.hold and self._hold_is_over(flight)):
+            if verdict.wait_s:
+                await asyncio.sleep(verdict.wait_s)
             self._place_again(flight, error, hold=verdict.hold)
             return None
         flight.over = True
@@ -211,6 +215,11 @@ class Serving:
         if error.answer is None or flight.sink.started:
             raise engine_failed(error.status) from None
         return await _answer(flight, error.answer)
+
+    def _hold_is_over(self, flight: Flight) -> bool:
+        """Whether a request that an engine had no room for has waited for as long as it may."""
+        began_s = flight.hold_began_s
+        return began_s is not None and self._clock() - began_s >= self._config.limits.queue_timeout_s
 
     def _attribute(self, flight: Flight, error: LegError) -> Verdict:
         """Find out whose fault a failure is, and report it to the health of the engines concerned."""
@@ -225,10 +234,7 @@ class Serving:
             fault = Fault.OURS
         if worker is None or fault is Fault.OURS:
             return flight.faults.failed(fault, None, begun=flight.sink.started)
-        if fault is Fault.BACKPRESSURE:
-            answer = error.answer
-            self._workers.pushed_back(worker, None if answer is None else answer.retry_after_s)
-        elif fault is Fault.UNREACHABLE:
+        if fault is Fault.UNREACHABLE:
             self._workers.unreachable(worker, str(error))
         elif fault is Fault.BROKEN:
             self._workers.check_soon(worker)
@@ -241,6 +247,9 @@ class Serving:
             begun=flight.sink.started,
             streams=flight.call.stream,
         )
+        if fault is Fault.BACKPRESSURE and not verdict.wait_s:
+            answer = error.answer
+            self._workers.pushed_back(worker, None if answer is None else answer.retry_after_s)
         self._exonerate(verdict.exonerated)
         return verdict
 
