@@ -8,6 +8,7 @@ keeps first tokens from waiting 40 ms for an ACK; a test holds us to it.
 
 import asyncio
 import errno
+import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -415,8 +416,21 @@ class HttpTransport:
         except (OSError, ssl.SSLError) as error:
             if error.errno in _EXHAUSTED:
                 raise ExhaustedError(f"the gateway cannot connect: {error.strerror}") from error
-            raise TransportError(f"cannot connect: {error}", refused=True) from error
+            raise TransportError(f"cannot connect: {_why(error)}", refused=True) from error
         return connection
+
+
+def _why(error: OSError) -> str:
+    """Say in few words why a connection could not be made."""
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or error}"
+    if isinstance(error, socket.gaierror):
+        return "host name not found"
+    return error.strerror or str(error)
 
 
 @lru_cache(maxsize=1)

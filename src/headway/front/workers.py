@@ -364,15 +364,16 @@ class Workers:
 
     def _limit(self, worker: Worker) -> None:
         """Tell the policy how many requests an engine takes at once, if that changed."""
-        now = self._clock()
-        allowed = worker.limit.allowed(now)
-        if worker.told is None or allowed == worker.limit_told:
+        if worker.told is None:
             return
-        worker.limit_told = allowed
+        now = self._clock()
         resumes_s = worker.limit.resumes_s(now)
         if resumes_s is not None:
             self._call_at(resumes_s, self._limit, worker)
-        self._tell(ConcurrencyLimited(worker.name, allowed))
+        allowed = worker.limit.allowed(now)
+        if allowed != worker.limit_told:
+            worker.limit_told = allowed
+            self._tell(ConcurrencyLimited(worker.name, allowed))
 
     def send_elsewhere(self, avoid: Iterable[Worker], failed: Event) -> None:
         """Hand in the failure of a request while the engines to avoid take nothing new.

@@ -213,6 +213,7 @@ class Ledger:
         self.chunk_room_tokens = 0  # what one full pass of them takes
         self.names_models = False  # some instance serves certain models only
         self.alike = True  # the active instances serve the same models, those at their limit too
+        self.eligible = 0  # how many instances would be active without concurrency limits
         self._at_limit: list[InstanceLoad] = []  # where no other is active
         self._ranks_for: dict[str, list[RankLoad]] = {}  # by model; kept until an instance changes
         self._dispatches = 0
@@ -260,6 +261,7 @@ class Ledger:
         self._ranks_for.clear()
         self.names_models = any(load.info.models is not None for load in self.instances.values())
         eligible = [] if self.paused else [load for load in self.instances.values() if load.eligible]
+        self.eligible = len(eligible)
         self._at_limit = [] if self.active else eligible
         self.alike = not self.names_models or len({load.info.models for load in eligible}) < 2
         sizes = [(load.info.kv_blocks, load.info.block_tokens) for load in self.instances.values()]

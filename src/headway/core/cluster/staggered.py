@@ -275,7 +275,7 @@ class Staggered(PoolPolicy):
 
     def _set_slot(self, clock: PassClock, load: InstanceLoad) -> None:
         aggregated = load.info.role is Role.AGGREGATED
-        if clock.ends_s is None or (aggregated and len(self.ledger.active) == 1):
+        if clock.ends_s is None or (aggregated and self.ledger.eligible == 1):
             clock.slot_s = -math.inf
         elif aggregated and any(rank.running != 0 for rank in load.ranks):  # None: it does not say
             lead_s = self.settings.lead_decoding * clock.predicted_s + self._round_trip_s()

@@ -15,7 +15,17 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from headway.front.config import Count, Dialect, DoorSpec, FrontConfig, Port, Spec, TlsSpec, Url
+from headway.front.config import (
+    Count,
+    Dialect,
+    DoorSpec,
+    FrontConfig,
+    Port,
+    SecondsOrNone,
+    Spec,
+    TlsSpec,
+    Url,
+)
 
 __all__ = [
     "AuthSpec",
@@ -88,7 +98,8 @@ class WorkerApiSpec(Spec):
     """Whether engines can be added by URL on the public side (`worker_api.py`), and what they are then.
 
     `open`: whoever may send requests may add and remove engines too. Without it an operator token is needed,
-    except on a loopback address of a gateway whose clients need no key.
+    except on a loopback address of a gateway whose clients need no key. `startup_timeout_s`: how long an
+    added engine has to pass its first health check; one that does not is not added.
     """
 
     enabled: bool = False
@@ -96,6 +107,7 @@ class WorkerApiSpec(Spec):
     dialect: Dialect = "vllm"
     ranks: int = Field(default=1, ge=1, le=1024)
     chunk_tokens: Count = 8192
+    startup_timeout_s: SecondsOrNone = 10.0
 
 
 class GatewayConfig(FrontConfig):

@@ -206,8 +206,9 @@ class Serving:
         again = verdict.retry and (not verdict.costs_budget or self._budget.spend())
         if again and not (verdict.hold and self._hold_is_over(flight)):
             if verdict.wait_s:
-                await asyncio.sleep(verdict.wait_s)
-            self._place_again(flight, error, hold=verdict.hold)
+                await self._back_off(flight, verdict.wait_s)
+            else:
+                self._place_again(flight, error, hold=verdict.hold)
             return None
         flight.over = True
         self._driver.feed(Failed(flight.request.id, str(error), retry=False))
@@ -215,6 +216,14 @@ class Serving:
         if error.answer is None or flight.sink.started:
             raise engine_failed(error.status) from None
         return await _answer(flight, error.answer)
+
+    async def _back_off(self, flight: Flight, wait_s: float) -> None:
+        """Take a request out of the policy's hands for a while: its place goes to others meanwhile."""
+        self._wait_again(flight)
+        self._driver.feed(Cancelled(flight.request.id))
+        self._driver.leave(flight.request.id)
+        await asyncio.sleep(wait_s)
+        self._driver.arrive(flight.request, flight)
 
     def _hold_is_over(self, flight: Flight) -> bool:
         """Whether a request that an engine had no room for has waited for as long as it may."""

@@ -81,7 +81,19 @@ class WorkerApi:
         if any(self._at(url)):
             raise bad_request(f"There is a worker at {url[:200]} already.", param="url", code="bad_worker")
         worker = await self._workers.add(self._instance(url, request))
+        await self._check_started(worker)
         return _text(f"Successfully added worker: {worker.spec.url}")
+
+    async def _check_started(self, worker: Worker) -> None:
+        """Wait for an added engine's first healthy check. Raises Refusal and removes it if there is none."""
+        timeout_s = self._config.worker_api.startup_timeout_s
+        if await self._workers.until(lambda: worker.state is not State.STARTING, timeout_s):
+            return
+        reason, url = worker.health.reason, worker.spec.url
+        if self._workers.get(worker.name) is worker:
+            await self._workers.remove(worker.name)
+        message = f"The engine at {url[:200]} was not added: not healthy after {timeout_s:g} s: {reason}."
+        raise bad_request(message, param="url", code="bad_worker")
 
     def _instance(self, url: str, request: HttpRequest) -> InstanceSpec:
         like = self._config.worker_api
