@@ -3,6 +3,7 @@
 `recorded/vllm_0_32.json` holds what a real vLLM 0.32 answered to the same requests.
 """
 
+import asyncio
 import json
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -226,5 +227,28 @@ def test_both_apis_work_where_prefill_and_decode_are_apart(dialect, path):
             assert first["kv_transfer_params"]["do_remote_decode"] is True
             assert (second[limit], second["kv_transfer_params"]) == (4, PARAMS)
             assert first.get("store") is (None if path == "/v1/messages" else False)
+
+    run(check())
+
+
+def test_usage_of_both_apis_is_counted():
+    async def check():
+        done = []
+        async with Recorded() as engine:
+            data = {
+                "server": {"port": 0},
+                "instances": [{"name": "engine-0", "url": engine.url}],
+                "policy": {"cluster": "round-robin"},
+            }
+            async with running(data, on_done=[lambda flight, status: done.append(flight)]) as (front, _):
+                async with clients(front) as (claude, gpt):
+                    await claude.messages.create(**ASKED)
+                    async with claude.messages.stream(**ASKED) as stream:
+                        await stream.get_final_message()
+                    await gpt.responses.create(model="tiny-llama", input="hi")
+                    async for _ in await gpt.responses.create(model="tiny-llama", input="hi", stream=True):
+                        pass
+                await asyncio.sleep(0)
+            assert [(each.prompt_tokens, each.output_tokens) for each in done] == [(9, 4)] * 4
 
     run(check())

@@ -20,7 +20,7 @@ def test_headers_that_name_servers_are_dropped():
         "retry-after": "3",
     }
     kept = headers_for_client(headers, ENGINE)
-    assert kept == {"content-type": "application/json", "retry-after": "3"}
+    assert kept == {"Content-Type": "application/json", "Retry-After": "3"}
 
 
 def test_an_engines_cors_headers_do_not_widen_the_gateways():
@@ -29,9 +29,14 @@ def test_an_engines_cors_headers_do_not_widen_the_gateways():
 
 def test_a_redirect_to_the_engine_becomes_a_path():
     redirect = {"location": "http://10.0.0.1:8000/v1/x?a=1"}
-    assert headers_for_client(redirect, ENGINE) == {"location": "/v1/x?a=1"}
+    assert headers_for_client(redirect, ENGINE) == {"Location": "/v1/x?a=1"}
     elsewhere = {"location": "https://files.example/x"}
-    assert headers_for_client(elsewhere, ENGINE) == elsewhere
+    assert headers_for_client(elsewhere, ENGINE) == {"Location": "https://files.example/x"}
+
+
+def test_headers_of_the_connection_end_with_it():
+    headers = {"connection": "X-Hop, close", "x-hop": "1", "transfer-encoding": "chunked", "x-kept": "1"}
+    assert headers_for_client(headers, ENGINE) == {"X-Kept": "1"}
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """Which path is what: every endpoint of vLLM and SGLang has a row, and each kind its rule."""
 
 import asyncio
+import gzip
 import json
 import re
 from pathlib import Path
 
 import aiohttp
 import pytest
-from standins import ANSWER, StandIn, chat, error_of, gateway, run, running, until
+from aiohttp import web
+from standins import ANSWER, DONE, EVENT, StandIn, chat, error_of, gateway, run, running, until
 from test_gateway_disaggregated import config
 
 from headway.core.events import Role
@@ -279,7 +281,6 @@ def test_what_is_passed_on_goes_to_an_engine_that_has_the_model():
 def test_retry_after_passes_and_the_engines_address_does_not():
     async def check():
         async with StandIn() as engine, gateway([engine]) as (_, client):
-            from aiohttp import web
 
             async def full(request):
                 headers = {"Retry-After": "7", "Location": f"{engine.url}/v1/embeddings"}
@@ -288,6 +289,36 @@ def test_retry_after_passes_and_the_engines_address_does_not():
             engine._generate = full
             status, headers, _ = await chat(client, {"input": "x"}, path="/v1/embeddings")
             assert (status, headers["Retry-After"]) == (503, "7") and headers["Location"] == "/v1/embeddings"
+
+    run(check())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_headers_of_a_scheduled_answer_pass_but_for_those_of_the_connection(stream):
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (_, client):
+
+            async def answer(request):
+                headers = {
+                    "X-Kept": "1",
+                    "Retry-After": "3",
+                    "X-Engine": engine.url,
+                    "X-Hop": "1",
+                    "Connection": "x-hop",
+                    "Set-Cookie": "a=1",
+                    "Cache-Control": "no-store",
+                }
+                if not stream:
+                    headers["Content-Encoding"] = "gzip"
+                    return web.Response(body=gzip.compress(json.dumps(ANSWER).encode()), headers=headers)
+                return web.Response(body=EVENT + DONE, headers=headers, content_type="text/event-stream")
+
+            engine._generate = answer
+            status, headers, body = await chat(client, stream=stream)
+            assert (status, headers["X-Kept"], headers["Retry-After"]) == (200, "1", "3")
+            assert headers.getall("Cache-Control") == ["no-store"]
+            assert not {"X-Engine", "X-Hop", "Set-Cookie"} & set(headers)
+            assert body == EVENT + DONE if stream else json.loads(body) == ANSWER
 
     run(check())
 

@@ -15,6 +15,24 @@ __all__ = ["CREDENTIALS", "headers_for_client", "read_retry_after", "without_add
 #: Headers of a client that carry its credentials. `authorization` is decided by rule 1.
 CREDENTIALS = frozenset(("cookie", "x-api-key"))
 
+#: Headers that are for one connection only, or that each connection writes itself.
+HOP_BY_HOP = frozenset(
+    (
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+
 #: Headers of an engine that the front door sets itself, or that name servers behind it.
 _DROPPED = frozenset(
     (
@@ -46,17 +64,27 @@ _ADDRESS = re.compile(
 
 
 def headers_for_client(headers: Mapping[str, str], engine_url: str) -> dict[str, str]:
-    """Return an engine's headers without those that a client must not see. Names are in lower case."""
+    """Return an engine's headers without those that a client must not see, and those of the connection.
+
+    Names are in lower case, and come out as `Retry-After`: none can come twice beside the front door's own.
+    """
     engine = urlsplit(engine_url).netloc.lower()
+    dropped = HOP_BY_HOP | nominated(headers)
     kept = {}
     for name, value in headers.items():
-        if name in _DROPPED or name.startswith(_DROPPED_PREFIXES):
+        if name in dropped or name in _DROPPED or name.startswith(_DROPPED_PREFIXES):
             continue
         if name in _URLS:
             value = _relative(value, engine)
         if engine not in value.lower():
-            kept[name] = value
+            kept[name.title()] = value
     return kept
+
+
+def nominated(headers: Mapping[str, str]) -> frozenset[str]:
+    """Return the headers that `Connection` names: they are for this connection only (RFC 9110 §7.6.1)."""
+    listed = headers.get("connection", "")
+    return frozenset(name.strip().lower() for name in listed.split(",")) if listed else frozenset()
 
 
 def without_addresses(text: str) -> str:

@@ -18,7 +18,7 @@ from headway.core.actions import Dispatch
 from headway.core.events import Event, PrefillDone, Role
 from headway.core.fault_attribution import Fault
 from headway.front.config import LimitsSpec
-from headway.front.headers import read_retry_after
+from headway.front.headers import headers_for_client, read_retry_after
 from headway.front.lease import Elector
 from headway.front.place_wait import PlaceWait
 from headway.front.token_stream import EventWeights, TokenStream
@@ -207,7 +207,7 @@ class Legs:
         self._first_byte(flight, worker)
         self._note(flight, usage_of(body))
         flight.engine_done(self._feed)
-        await flight.sink.answer(answer.status, _passed_on(answer), body)
+        await flight.sink.answer(answer.status, _passed_on(answer, worker), body)
 
     async def _forward(self, flight: Flight, worker: Worker, answer: Answer) -> None:
         """Pass on a stream, byte for byte from the first token on (`front/token_stream.py`)."""
@@ -232,7 +232,7 @@ class Legs:
             await flight.let_cut()
             self._first_byte(flight, worker)
             idle.start()
-            await sink.start(answer.status, _passed_on(answer))
+            await sink.start(answer.status, _passed_on(answer, worker))
             if not sink.push(begun):
                 await caught_up()
             await answer.pour(push, caught_up)
@@ -315,9 +315,6 @@ def _tokens_of(answer: Answer) -> TokenStream | None:
     return TokenStream() if _streams(answer) else None
 
 
-def _passed_on(answer: Answer) -> dict[str, str]:
-    """Return the headers of an engine's answer that a client needs to read it."""
-    headers = {"Content-Type": answer.headers.get("content-type", "application/json")}
-    if "content-encoding" in answer.headers:
-        headers["Content-Encoding"] = answer.headers["content-encoding"]
-    return headers
+def _passed_on(answer: Answer, worker: Worker) -> dict[str, str]:
+    """Return the headers of an engine's answer for the client."""
+    return {"Content-Type": "application/json", **headers_for_client(answer.headers, worker.spec.url)}

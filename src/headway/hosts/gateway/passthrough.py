@@ -14,7 +14,7 @@ from headway.front.body_reader import BodyReader
 from headway.front.buffer import Buffer
 from headway.front.config import LimitsSpec
 from headway.front.errors import Refusal, bad_request, engine_failed, unavailable
-from headway.front.headers import CREDENTIALS, headers_for_client
+from headway.front.headers import CREDENTIALS, HOP_BY_HOP, headers_for_client, nominated
 from headway.front.model_field import body_with_model
 from headway.front.transport import Answer, ExhaustedError, Sink, Transport, TransportError
 from headway.front.worker import Worker
@@ -24,22 +24,6 @@ from headway.hosts.gateway.idle import Idle
 
 __all__ = ["Passthrough", "check_query"]
 
-_HOP_BY_HOP = frozenset(
-    (
-        "connection",
-        "content-length",
-        "host",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "expect",
-    )
-)
 #: Request headers that never reach an engine: they steer it, or the gateway sets them.
 _RESERVED = ("x-data-parallel-rank", "x-headway-", "x-request-id")
 _QUERY = re.compile(r"[^\s#]*")
@@ -98,7 +82,7 @@ class Passthrough:
         # Engines would see two keys: ours goes in place of the client's.
         given = {name.lower() for name in engine_headers}
         self._dropped = (
-            _HOP_BY_HOP | CREDENTIALS | given | (set() if keep_authorization else {"authorization"})
+            HOP_BY_HOP | CREDENTIALS | given | (set() if keep_authorization else {"authorization"})
         )
         self._clock = asyncio.get_running_loop().time
 
@@ -175,7 +159,7 @@ class Passthrough:
         idle = Idle(self._limits.idle_timeout_s, lambda: passing.end(silence), lambda: passing.end(stalls))
         idle.start()
         try:
-            await sink.start(answer.status, _kept(answer.headers, worker.spec.url))
+            await sink.start(answer.status, headers_for_client(answer.headers, worker.spec.url))
             async for chunk in answer.chunks():
                 idle.active = idle.writing = True
                 await sink.write(chunk)
@@ -212,7 +196,7 @@ class Passthrough:
         return min(having or able(), key=lambda worker: len(worker.legs))
 
     def _headers(self, headers: Mapping[str, str], request_id: str) -> dict[str, str]:
-        dropped = self._dropped | _nominated(headers)
+        dropped = self._dropped | nominated(headers)
         kept = {
             name: value
             for name, value in headers.items()
@@ -233,18 +217,3 @@ def _form_model(headers: Mapping[str, str], body: bytes) -> str | None:
         return None
     found = _FORM_MODEL.search(body[:_FORM_BYTES]) or _FORM_MODEL.search(body[-_FORM_BYTES:])
     return None if found is None else found[1].decode(errors="replace")
-
-
-def _kept(headers: Mapping[str, str], engine_url: str) -> dict[str, str]:
-    """Return those of an answer's headers that go on to the client; no header may come twice."""
-    dropped = _HOP_BY_HOP | _nominated(headers)
-    kept = {n: value for n, value in headers_for_client(headers, engine_url).items() if n not in dropped}
-    if "cache-control" in kept:
-        kept["Cache-Control"] = kept.pop("cache-control")  # as the sink spells its own
-    return kept
-
-
-def _nominated(headers: Mapping[str, str]) -> frozenset[str]:
-    """Return the headers that are for this connection only (RFC 9110 §7.6.1)."""
-    listed = headers.get("connection", "")
-    return frozenset(name.strip().lower() for name in listed.split(","))
