@@ -216,6 +216,7 @@ class Connection(asyncio.Protocol):
         self._unread = False  # reading is paused
         self._parked = b""  # came, and is not parsed yet
         self._writable: asyncio.Future[None] | None = None  # while the client is behind
+        self._tunnel: Callable[[bytes], None] | None = None  # takes what comes, after `switch`
 
     # What asyncio calls
 
@@ -233,7 +234,9 @@ class Connection(asyncio.Protocol):
         """Parse what came."""
         if self._deaf:
             return
-        if self._parked:
+        if self._tunnel is not None:
+            self._tunnel(data)
+        elif self._parked:
             self._parked += data
         else:
             self._parse(data)
@@ -275,7 +278,7 @@ class Connection(asyncio.Protocol):
         self.lost = True
         self._listener.connections.discard(self)
         self._drop_queue()
-        self._reading = self._transport = None
+        self._reading = self._transport = self._tunnel = None
         self._parked = b""
         if self._reader is not None:
             self._reader.close()
@@ -479,6 +482,22 @@ class Connection(asyncio.Protocol):
         self.began = True
         headers = {**headers, **request.answer_headers}
         self.write(_head(status, headers, self._listener.date, keep=self._keeps(request)))
+
+    def switch(self, request: HttpRequest, headers: Mapping[str, str], take: Callable[[bytes], None]) -> None:
+        """Agree to another protocol: from now on what the client sends goes to `take`.
+
+        Raises ConnectionResetError when the client is gone, or did not wait for this answer.
+        """
+        if self._queue or self._deaf or not request.complete:
+            raise ConnectionResetError("the client did not wait for the new protocol")
+        self.began = True
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.write(f"HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n".encode("latin-1"))
+        self._tunnel = take
+
+    def pause_reading(self, pause: bool) -> None:
+        """Read no further, or go on, while in a tunnel."""
+        self._pause(pause)
 
     def _answer(
         self, status: int, headers: Mapping[str, str], body: bytes, *, keep: bool, bodiless: bool = False

@@ -158,7 +158,7 @@ class _Connection(asyncio.Protocol):
         self._answered = True
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # no request offers an upgrade
             self._fail("the engine's answer is no HTTP")
             return
         if not self._headed and self._head_bytes > MOST_HEAD_BYTES:

@@ -38,6 +38,8 @@ class Kind(StrEnum):
     OPERATED = "operated"
     #: Answered by the gateway itself.
     GATEWAY = "gateway"
+    #: A WebSocket, tunnelled to an aggregated engine.
+    TUNNELLED = "tunnelled"
     #: Refused, because it cannot mean the same with several engines behind one address.
     REFUSED = "refused"
 
@@ -60,7 +62,6 @@ def _rows(kind: Kind, methods: str, paths: str, why: str = "") -> Iterator[Endpo
 _ONE_ENGINE = "It concerns one engine: ask that engine itself."
 _STATE = "Responses are kept by the engine that made them, and the gateway does not know which."
 _NESTED = "Its body can hold, deep inside, fields that steer engines, which clients must not set."
-_WEBSOCKET = "It needs a WebSocket."
 
 #: The paths that stand for themselves.
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -104,7 +105,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         /configure_logging /set_trace_level /freeze_gc""",
     ),
     *_rows(Kind.OPERATED, "GET", "/server_info /get_server_info /is_sleeping /is_paused /weight_info"),
-    *_rows(Kind.REFUSED, "GET", "/v1/realtime", _WEBSOCKET),
+    *_rows(Kind.TUNNELLED, "GET", "/v1/realtime"),
     *_rows(Kind.REFUSED, "POST", "/inference/v1/generate /vertex_generate", _NESTED),
     *_rows(
         Kind.REFUSED,
@@ -142,6 +143,7 @@ _BY_PATH = {each.path: each for each in ENDPOINTS}
 
 _ROLES = {
     Kind.GENERATED: frozenset((Role.AGGREGATED,)),
+    Kind.TUNNELLED: frozenset((Role.AGGREGATED,)),
     Kind.COMPUTED: frozenset((Role.AGGREGATED, Role.PREFILL)),
     Kind.READ: frozenset(Role),
 }

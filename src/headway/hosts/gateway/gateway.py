@@ -121,6 +121,7 @@ class Gateway:
         patience_s = self.config.server.drain_timeout_s if timeout_s is None else timeout_s
         deadline_s = self._loop.time() + patience_s
         self._page.close()
+        self.public.tunnels.end_all()
         listener = self._listeners[0]
         listener.drain()  # each connection ends when its answer has gone out
         while (self.serving.buffer.in_flight or listener.connections) and self._loop.time() < deadline_s:

@@ -104,15 +104,15 @@ class Passthrough:
         check_query(query)
         asked = await self._reader.check_passed_on(body)
         in_form = _form_model(headers, body)
-        model = await self._model(in_form or asked)
+        model = await self.model(in_form or asked)
         if asked is not None:
             body = body_with_model(body, asked, model)
-        worker = await self._choose(endpoint, model)
+        worker = await self.choose(endpoint, model)
         target = f"{endpoint.path}?{query}" if query else endpoint.path
         self._buffer.admit(0, 0)  # its body is counted by the connection until the answer ends
         self._buffer.leave(0, 0)  # it does not wait
         try:
-            return await self._pass_on(worker, method, target, self._headers(headers, request_id), body, sink)
+            return await self._pass_on(worker, method, target, self.headers(headers, request_id), body, sink)
         except ExhaustedError as error:
             raise unavailable("exhausted", f"{error}.") from None
         except TransportError as error:
@@ -121,7 +121,7 @@ class Passthrough:
         finally:
             self._buffer.done()
 
-    async def _model(self, asked: str | None) -> str | None:
+    async def model(self, asked: str | None) -> str | None:
         """Return the model that an engine must have; None: any engine. Raises Refusal (404)."""
         return None if asked is None else await self._workers.catalog.resolve(asked)
 
@@ -174,12 +174,12 @@ class Passthrough:
         if self._clock() - worker.health.answered_s >= patience_s:
             self._workers.silent(worker, f"{worker.name} was silent for too long")
 
-    async def _choose(self, endpoint: Endpoint, model: str | None) -> Worker:
+    async def choose(self, endpoint: Endpoint, model: str | None) -> Worker:
         """Return the least busy engine that can take the request, one that has its model if there is one.
 
         Raises Refusal: 501 when no engine of this cluster could, 503 when none comes up in time.
         """
-        if endpoint.kind is Kind.GENERATED and self._workers.config.disaggregated:
+        if endpoint.kind in (Kind.GENERATED, Kind.TUNNELLED) and self._workers.config.disaggregated:
             message = (
                 f"{endpoint.path} generates in one engine, but here prefill and decode are apart: "
                 "use /v1/chat/completions or /v1/completions."
@@ -195,7 +195,8 @@ class Passthrough:
         having = [worker for worker in able() if worker.serves(model)]
         return min(having or able(), key=lambda worker: len(worker.legs))
 
-    def _headers(self, headers: Mapping[str, str], request_id: str) -> dict[str, str]:
+    def headers(self, headers: Mapping[str, str], request_id: str) -> dict[str, str]:
+        """Return those of a client's headers that go on to an engine, and the gateway's own."""
         dropped = self._dropped | nominated(headers)
         kept = {
             name: value

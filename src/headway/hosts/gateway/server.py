@@ -31,6 +31,7 @@ from headway.hosts.gateway.endpoints import Endpoint, Kind, find, is_operated
 from headway.hosts.gateway.passthrough import Passthrough
 from headway.hosts.gateway.sequences import Sequences
 from headway.hosts.gateway.serving import Serving
+from headway.hosts.gateway.websocket import Tunnels
 
 __all__ = ["PublicSide"]
 
@@ -84,6 +85,7 @@ class PublicSide:
         self._splits = bool(config.disaggregated)
         self._sequences = Sequences(serving, self._read, config.limits)
         self._passthrough = passthrough
+        self.tunnels = Tunnels(passthrough, serving.buffer, config.limits)
         self._broadcast = broadcast
         self._workers = workers
         self._elector = elector
@@ -156,6 +158,8 @@ class PublicSide:
             case Kind.REFUSED:
                 message = f"The gateway does not serve {endpoint.path}. {endpoint.why}"
                 return self._refuse(Refusal(501, "not_served", message))
+            case Kind.TUNNELLED:
+                return await self._open_tunnel(endpoint, request)
             case Kind.JOINED | Kind.OPERATED:
                 return await self._ask_all(endpoint, request)
             case _:
@@ -240,6 +244,23 @@ class PublicSide:
             self._refused(request.path, request_id, refusal)
             await sink.fail(refusal)
             return None
+        self._passed_on(request, request_id, status)
+        return None
+
+    async def _open_tunnel(self, endpoint: Endpoint, request: HttpRequest) -> HttpResponse | None:
+        request_id = self._request_id(request)
+        allowed = "Access-Control-Allow-Origin" in request.answer_headers
+        try:
+            self._admit(request)
+            status = await self.tunnels.serve(endpoint, request, request_id, origin_allowed=allowed)
+        except (ConnectionError, asyncio.CancelledError):
+            self._passed_on(request, request_id, 499)
+            raise
+        except Refusal as refusal:
+            answer = self._not_let_in(request, refusal)
+            if refusal.status == 426:
+                answer.headers["Upgrade"] = "websocket"
+            return answer
         self._passed_on(request, request_id, status)
         return None
 
