@@ -172,6 +172,9 @@ def test_nesting_is_bounded(body):
         b'{"prompt":"x","y":1e}',
         b'{"prompt":"x"}\0',
         b"\0",
+        b"",
+        b" " * 5000 + b'{"prompt":"x"}',
+        b'{"prompt":"x"}' + b" " * 5000,
     ],
 )
 def test_other_encodings_lone_surrogates_and_nul_are_refused(body):

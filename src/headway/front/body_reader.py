@@ -65,18 +65,18 @@ class BodyReader:
         """Read the body of a generation, whole or in pieces: see `read_call`. Raises Refusal. Of one that
         came in pieces, `Call.body` is empty.
         """
-        pieces = (body,) if isinstance(body, bytes) else body
+        pieces = (body,) if isinstance(body, bytes | bytearray) else body
         size = sum(map(len, pieces))
         if size <= self._most_inline and _is_cheap(whole := b"".join(pieces)):
             call = read_call(path, whole, steered=steered, prefixes=prefixes, count=self._count)
         else:
             result = await self._hand_over(Job(size, path, steered, prefixes), pieces)
             call = cast(Call, result.call)
-        return msgspec.structs.replace(call, body=body if isinstance(body, bytes) else b"")
+        return msgspec.structs.replace(call, body=body if isinstance(body, bytes | bytearray) else b"")
 
     async def check_passed_on(self, body: bytes | Sequence[bytes]) -> str | None:
         """Check a body that goes to an engine unread: see `check_passed_on`. Raises Refusal."""
-        pieces = (body,) if isinstance(body, bytes) else body
+        pieces = (body,) if isinstance(body, bytes | bytearray) else body
         size = sum(map(len, pieces))
         if size <= INLINE_BYTES:
             return check_passed_on(b"".join(pieces))

@@ -15,8 +15,9 @@ __all__ = [
     "ABSENT",
     "MOST_NUMBER",
     "MOST_OBJECTS",
+    "MOST_WHITE_BYTES",
     "Field",
-    "check_objects",
+    "check_bounds",
     "decode",
     "flag",
     "text",
@@ -34,6 +35,8 @@ MOST_OBJECTS = 100_000
 MOST_STRINGS = 1_000_000
 #: Numbers beyond this are no limit that every protocol could carry.
 MOST_NUMBER = (1 << 31) - 1
+#: White space before and behind a body.
+MOST_WHITE_BYTES = 4096
 #: A number, a flag or null is not longer than this, and a name not longer than that.
 MOST_SCALAR_BYTES, MOST_NAME_BYTES = 64, 4096
 
@@ -62,8 +65,13 @@ def decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
         raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
 
 
-def check_objects(body: bytes) -> None:
-    """Raise Refusal (400) for a body with more JSON objects than are decoded."""
+def check_bounds(body: bytes) -> None:
+    """Raise Refusal (400) for a body with more JSON objects than are decoded, or much white space around it:
+    fields are put in at its ends.
+    """
+    if not body[:MOST_WHITE_BYTES].strip() or not body[-MOST_WHITE_BYTES:].strip():
+        message = f"The body is empty, or has more than {MOST_WHITE_BYTES} bytes of white space around it."
+        raise bad_request(message, code="invalid_json")
     if len(body) <= 2 * MOST_OBJECTS or body.count(b"{") <= MOST_OBJECTS:
         return
     decode(_anything, body)  # the count below takes forever on strings that do not end

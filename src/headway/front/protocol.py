@@ -44,6 +44,8 @@ __all__ = [
 #: Whoever is refused before its body is read whole may go on sending for so long, or it would see a reset
 #: connection in place of the answer.
 LINGER_S = 1.0
+#: Larger bodies are not copied.
+MOST_COPIED_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
 _NO_BODY = (204, 304)
@@ -125,9 +127,9 @@ class HttpRequest:
             await self._wait(within_s)
         if self._problem is not None:
             raise self._problem
-        if type(self._body) is not bytes:
+        if type(self._body) is not bytes and len(self._body) < MOST_COPIED_BYTES:
             self._body = bytes(self._body)
-        return self._body
+        return cast(bytes, self._body)  # a large one stays the bytearray it is: copying stops the event loop
 
     async def _wait(self, within_s: float | None) -> None:
         """Wait until the body is complete or has a problem."""

@@ -16,7 +16,7 @@ import msgspec
 
 from headway.core.request import Slo
 from headway.front.errors import Refusal, bad_request
-from headway.front.json_body import ABSENT, Field, check_objects, decode, flag, text, whole
+from headway.front.json_body import ABSENT, Field, check_bounds, decode, flag, text, whole
 from headway.front.other_apis import read_generate, read_messages, read_responses
 from headway.front.prefixes import BLOCK_BYTES, BLOCK_IDS
 from headway.front.prompts import Count, Prompt
@@ -118,7 +118,7 @@ def read_call(
     `steered`: it comes from a coordinator, which may set what clients may not. `prefixes`: hash the prompt's
     beginning. `count`: counts tokens of text. Takes time in proportion to the body: see `BodyReader`.
     """
-    check_objects(body)
+    check_bounds(body)
     prompt = Prompt()
     messages, fields = _READERS[path](body, prompt)
     if not steered:

@@ -21,7 +21,16 @@ import httptools
 
 from headway.core.errors import EngineError
 
-__all__ = ["Answer", "ExhaustedError", "HttpTransport", "Sink", "Transport", "TransportError"]
+__all__ = [
+    "Answer",
+    "Body",
+    "ExhaustedError",
+    "HttpTransport",
+    "Sink",
+    "Transport",
+    "TransportError",
+    "pieces_of",
+]
 
 #: Larger answers that are no stream are refused: they are kept whole, so that they can be asked for again.
 MOST_ANSWER_BYTES = 256 << 20
@@ -36,6 +45,15 @@ IDLE_S = 4.0
 #: A reused connection that ends this soon after a request was sent, without a byte of an answer, had been
 #: closed by the engine before: the request is sent once more. Later, the engine may have worked on it.
 STALE_S = 1.0
+
+
+#: A request's body, whole or in pieces: what is put into a large one must not cost a copy of it.
+Body = bytes | tuple[bytes | memoryview, ...]
+
+
+def pieces_of(body: Body) -> tuple[bytes | memoryview, ...]:
+    """Return the pieces of a body."""
+    return body if isinstance(body, tuple) else (body,)
 
 
 class TransportError(EngineError):
@@ -86,7 +104,7 @@ class Answer(Protocol):
 class Transport(Protocol):
     """Sends requests to engines."""
 
-    async def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
+    async def send(self, method: str, url: str, headers: Mapping[str, str], body: Body | None) -> Answer:
         """Send a request and return the answer when its head is there. Raises TransportError."""
 
     async def close(self) -> None:
@@ -227,7 +245,7 @@ class _Connection(asyncio.Protocol):
 
     # What the gateway calls
 
-    async def ask(self, head: bytes, body: bytes, *, bodiless: bool) -> None:
+    async def ask(self, head: bytes, body: Body, *, bodiless: bool) -> None:
         """Send a request and wait for the head of its answer. Raises TransportError."""
         assert self._transport is not None
         if self.lost:
@@ -239,9 +257,12 @@ class _Connection(asyncio.Protocol):
         self._bodiless = bodiless
         self._head_bytes = 0
         self.headers = self._fields = {}
-        self._transport.write(head + body if len(body) < HIGH_WATER_BYTES else head)
-        if len(body) >= HIGH_WATER_BYTES:
-            self._transport.write(body)
+        if isinstance(body, bytes) and len(body) < HIGH_WATER_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            for piece in pieces_of(body):
+                self._transport.write(piece)
         while not self._headed:
             await self._more()
 
@@ -352,13 +373,13 @@ class HttpTransport:
         self._idle: dict[tuple[str, int, bool], deque[_Connection]] = {}
         self.connections: set[_Connection] = set()
 
-    async def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
+    async def send(self, method: str, url: str, headers: Mapping[str, str], body: Body | None) -> Answer:
         """See `Transport.send`. A request that meets a stale connection is sent once more, on a new one."""
         origin, host, path = _parts(url)
         lines = [f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n"]
         lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
         if body is not None:
-            lines.append(f"Content-Length: {len(body)}\r\n")
+            lines.append(f"Content-Length: {sum(map(len, pieces_of(body)))}\r\n")
         lines.append("\r\n")
         head = "".join(lines).encode("latin-1", "replace")
         bodiless = method == "HEAD"
@@ -368,7 +389,7 @@ class HttpTransport:
                 return await self._ask(connection, head, body or b"", bodiless=bodiless)
         return await self._ask(await self._connect(origin), head, body or b"", bodiless=bodiless)
 
-    async def _ask(self, connection: _Connection, head: bytes, body: bytes, *, bodiless: bool) -> Answer:
+    async def _ask(self, connection: _Connection, head: bytes, body: Body, *, bodiless: bool) -> Answer:
         self.connections.add(connection)
         try:
             await connection.ask(head, body, bodiless=bodiless)

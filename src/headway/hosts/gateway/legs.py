@@ -22,7 +22,7 @@ from headway.front.headers import headers_for_client, read_retry_after
 from headway.front.lease import Elector
 from headway.front.place_wait import PlaceWait
 from headway.front.token_stream import EventWeights, TokenStream
-from headway.front.transport import Answer, ExhaustedError, Transport, TransportError
+from headway.front.transport import Answer, Body, ExhaustedError, Transport, TransportError
 from headway.front.usage import Usage, error_status, usage_of
 from headway.front.worker import Worker
 from headway.front.workers import Workers
@@ -73,7 +73,7 @@ class Legs:
             raise LegError(f"{dispatch.instance} was removed", status=503)
         return worker, dispatch
 
-    async def stream(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> None:
+    async def stream(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: Body) -> None:
         """Send the last leg of a request, and its answer to the client."""
         async with self._open(flight, worker, dispatch, body, self._patience_s(flight)) as answer:
             if _streams(answer):
@@ -81,7 +81,7 @@ class Legs:
             else:
                 await self._hand_over(flight, worker, answer)
 
-    async def ask(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> bytes:
+    async def ask(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: Body) -> bytes:
         """Send a prefill leg and return its answer, which says that the prefill is done."""
         patience_s = self._limits.first_byte_timeout_s
         async with self._open(flight, worker, dispatch, body, patience_s) as answer:
@@ -91,7 +91,7 @@ class Legs:
             flight.hold_began_s = None  # the wait for a decode engine is another one
         return answered
 
-    async def accompany(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> None:
+    async def accompany(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: Body) -> None:
         """Send a prefill leg whose answer goes nowhere; its first token says that the prefill is done."""
         try:
             async with self._open(flight, worker, dispatch, body, self._patience_s(flight)) as answer:
@@ -135,7 +135,7 @@ class Legs:
 
     @asynccontextmanager
     async def _open(
-        self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes, patience_s: float
+        self, flight: Flight, worker: Worker, dispatch: Dispatch, body: Body, patience_s: float
     ) -> AsyncIterator[Answer]:
         request = flight.request
         worker.legs.add(flight)
@@ -157,7 +157,7 @@ class Legs:
             worker.legs.discard(flight)
             worker.inference.gone(request.id)
 
-    async def _send(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: bytes) -> Answer:
+    async def _send(self, flight: Flight, worker: Worker, dispatch: Dispatch, body: Body) -> Answer:
         if not self._elector.leads():  # it did when the policy decided
             raise LegError("this replica does not lead the pool any more", status=503)
         url = worker.spec.rank_url(dispatch.rank) + flight.call.path

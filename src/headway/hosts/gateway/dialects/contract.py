@@ -6,23 +6,36 @@ one: what was started is then cut, and the request may go the way again.
 
 from collections.abc import Awaitable, Callable
 
+from headway.front.json_body import MOST_WHITE_BYTES
+from headway.front.transport import Body, pieces_of
 from headway.hosts.gateway.flight import Flight
 from headway.hosts.gateway.legs import Legs
 
 __all__ = ["Way", "override", "splice"]
 
+#: Larger bodies are not copied: that stops the event loop.
+MOST_COPIED_BYTES = 1 << 20
+
 Way = Callable[[Legs, Flight], Awaitable[None]]
 
 
-def splice(body: bytes, fields: bytes) -> bytes:
+def splice(body: Body, fields: bytes) -> Body:
     """Put fields (`"a":1,"b":2`) at the front of a JSON object that is not empty, without reading it."""
-    at = body.index(b"{") + 1
-    return b"%b%b,%b" % (body[:at], fields, body[at:])
+    first, *rest = pieces_of(body)
+    at = bytes(first[:MOST_WHITE_BYTES]).index(b"{") + 1
+    return _joined(bytes(first[:at]) + fields + b",", memoryview(first)[at:], *rest)
 
 
-def override(body: bytes, fields: bytes) -> bytes:
+def override(body: Body, fields: bytes) -> Body:
     """Put fields at the end of a JSON object that is not empty, without reading it: of fields with the same
     name, the last counts, for Python's `json` as for the gateway.
     """
-    at = body.rindex(b"}")
-    return b"%b,%b}" % (body[:at], fields)
+    *before, last = pieces_of(body)
+    at = len(last) - MOST_WHITE_BYTES if len(last) > MOST_WHITE_BYTES else 0
+    at += bytes(last[at:]).rindex(b"}")
+    return _joined(*before, memoryview(last)[:at], b"," + fields + b"}")
+
+
+def _joined(*pieces: bytes | memoryview) -> Body:
+    """Return a body in one piece where copying it is cheap."""
+    return b"".join(pieces) if sum(map(len, pieces)) < MOST_COPIED_BYTES else pieces

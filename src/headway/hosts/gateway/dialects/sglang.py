@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from headway.core.events import Role
+from headway.front.transport import Body
 from headway.front.worker import Worker
 from headway.hosts.gateway.dialects.contract import splice
 from headway.hosts.gateway.flight import EngineSaysNo, Flight
@@ -57,14 +58,14 @@ def bootstrap(prefill: Worker, rank: int) -> bytes:
     return orjson.dumps(fields)[1:-1]
 
 
-def body_for(body: bytes, worker: Worker, rank: int) -> bytes:
+def body_for(body: Body, worker: Worker, rank: int) -> Body:
     """Add the rank to a body, where there is a choice and the port does not tell it."""
     if worker.ranks == 1 or worker.spec.rank_by == "port":
         return body
     return splice(body, b'"data_parallel_rank":%d,"routed_dp_rank":%d' % (rank, rank))
 
 
-def _with_prefill_rank(body: bytes, prefill: Worker, rank: int) -> bytes:
+def _with_prefill_rank(body: Body, prefill: Worker, rank: int) -> Body:
     return splice(body, b'"disagg_prefill_dp_rank":%d' % rank) if prefill.ranks > 1 else body
 
 

@@ -10,6 +10,7 @@ over (docs/gateway.md). KV whose lease may be over is not used: its blocks may b
 import msgspec
 
 from headway.core.events import Role
+from headway.front.transport import Body
 from headway.front.worker import Worker
 from headway.hosts.gateway.dialects.contract import override, splice
 from headway.hosts.gateway.flight import Flight, LegError
@@ -40,7 +41,7 @@ class _Prefilled(msgspec.Struct):
 _prefilled = msgspec.json.Decoder(_Prefilled)
 
 
-def body_for(body: bytes, worker: Worker, rank: int) -> bytes:
+def body_for(body: Body, worker: Worker, rank: int) -> Body:
     """Return what an aggregated engine gets: the client's bytes as they came."""
     return body
 
@@ -57,12 +58,12 @@ async def prefill_then_decode(legs: Legs, flight: Flight) -> None:
     worker, dispatch = await legs.place(flight, Role.DECODE)
     if legs.kv_has_expired(flight):
         raise LegError("the KV waited too long for a decode engine", status=503)
-    body = flight.call.body
+    body: Body = flight.call.body
     if params != b"null":  # engines that share a KV store hand nothing over
         body = splice(body, b'"kv_transfer_params":' + params)
     await legs.stream(flight, worker, dispatch, body)
 
 
-def prefill_body(path: str, body: bytes) -> bytes:
+def prefill_body(path: str, body: bytes) -> Body:
     """Return the body of the prefill call: the client's fields, overridden at the end."""
     return override(body, _PREFILLS.get(path, _PREFILL))
