@@ -229,6 +229,30 @@ def test_everybody_is_served(bench, clock, cls, policy, options):
     assert tally(it).failures == 0
 
 
+@pytest.mark.parametrize("policy", ["fair", "triage"])
+@pytest.mark.parametrize("evil", [{"slo_tpot_ms": 1e-9}, {"slo_tpot_ms": 8}, {"slo_ttft_ms": 1e-9}], ids=str)
+def test_a_target_out_of_reach_costs_the_others_nothing(bench, clock, policy, evil):
+    """24 requests, four a second, beside one stream; a step takes 8 ms and 50 µs a token."""
+    it = bench(headway={"policy": policy, "ttft_s": 1.0, "tpot_s": 0.05}, tokens=2048)
+    it.add(20, 5000, name="evil", **evil)
+    began, ended, arrivals = {}, {}, {}
+    while len(ended) < 24:
+        if len(arrivals) < 24 and clock.s >= 1000.0 + 0.25 * len(arrivals):
+            name = f"r{len(arrivals)}"
+            arrivals[name] = clock.s
+            it.add(200, 100, name=name)
+        output = it.schedule()
+        clock.s += 0.008 + 50e-6 * output.total_num_scheduled_tokens
+        it.finish(output)
+        for name in arrivals:
+            if name not in it.scheduler.requests:
+                ended.setdefault(name, clock.s)
+            elif it.scheduler.requests[name].num_output_tokens:
+                began.setdefault(name, clock.s)
+    assert all(began[name] - arrivals[name] <= 1.0 for name in ended)
+    assert all((ended[name] - began[name]) / 99 <= 0.05 for name in ended)
+
+
 # Between steps
 
 

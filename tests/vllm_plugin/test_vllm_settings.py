@@ -58,3 +58,16 @@ def test_supported_versions(version):
 def test_other_versions_are_refused(version):
     with pytest.raises(ConfigError, match=f"supports vLLM 0.30, 0.31, 0.32; this is vLLM {version}"):
         require_supported(version)
+
+
+@pytest.mark.parametrize("setting", ["events", "snapshots"])
+@pytest.mark.parametrize("port", ["99999", "65536", "-1", "", "0x10", "1e3", "port", "٣"])
+def test_a_port_that_cannot_be_is_refused_at_the_start(setting, port):
+    addresses = {"events": "tcp://127.0.0.1:5557"} | {setting: f"tcp://127.0.0.1:{port}"}
+    with pytest.raises(ConfigError, match=f"{setting}: 'tcp://127.0.0.1:.*' needs a port from 0 to 65535"):
+        read({"headway": addresses}, {})
+
+
+@pytest.mark.parametrize("address", ["tcp://*:0", "tcp://127.0.0.1:*", "tcp://[::1]:65535", "ipc:///tmp/x"])
+def test_addresses_that_can_be(address):
+    assert read({"headway": {"events": address}}, {}).events == address

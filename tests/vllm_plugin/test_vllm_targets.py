@@ -77,8 +77,44 @@ def test_a_body_nested_too_deep_is_vllms_to_refuse():
     for depth in (*range(900, 1010), 100_000):
         body = b'{"slo_ttft_ms": 500, "a": %s%s}' % (b"[" * depth, b"]" * depth)
         passed = amend(body, {})
-        assert passed == body or b'"vllm_xargs": {"slo_ttft_ms": 500}' in passed
+        assert passed == body or b'"vllm_xargs":{"slo_ttft_ms":500}' in passed
     assert passed == body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"\u0076llm_xargs": {"slo_ttft_ms": -5}}',
+        rb'{"vllm_xargs": {"slo_\u0074tft_ms": -5}}',
+        rb'{"\u0076llm\u005fxargs": {"\u0073lo_ttft_ms": -5}}',
+        rb'{"\u0073lo_ttft_ms": -5}',
+        b'{"vllm_xargs": {"slo_ttft_ms": 5}, "vllm_xargs": {"slo_ttft_ms": -5}}',
+        b'{"temperature": NaN, "slo_ttft_ms": -5}',
+    ],
+)
+@pytest.mark.parametrize("found", [{}, {"headway_dispatch": 7}], ids=["alone", "dispatched"])
+def test_a_key_written_with_escapes_is_the_same_key(body, found):
+    with pytest.raises(ConfigError, match="slo_ttft_ms must be more than 0"):
+        amend(body, found)
+
+
+def test_a_client_gives_itself_no_dispatch_number():
+    assert xargs({"vllm_xargs": {"headway_dispatch": 9, "a": 1}}) == {"a": 1}
+    body = rb'{"vllm_xargs": {"headway_\u0064ispatch": 9}}'
+    assert json.loads(amend(body, {})) == {"vllm_xargs": {}}
+
+
+def test_a_long_prompt_is_copied_as_it_came():
+    prompt = b"[1,   2, " + b"3," * 100_000 + b"4]"
+    passed = amend(b'{"prompt": ' + prompt + b', "slo_ttft_ms": 500}', {})
+    assert prompt in passed
+    assert json.loads(passed)["vllm_xargs"] == {"slo_ttft_ms": 500}
+
+
+def test_a_target_of_a_million_digits_is_refused_without_being_read():
+    with pytest.raises(ConfigError, match="must be a number of milliseconds") as refused:
+        amend(b'{"slo_ttft_ms": ' + b"9" * 1_000_000 + b"}", {})
+    assert len(str(refused.value)) < 200
 
 
 def test_targets_left_out_are_the_engines():

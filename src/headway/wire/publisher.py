@@ -17,7 +17,7 @@ import zmq
 from headway.core.errors import ConfigError
 from headway.wire.schema import SCHEMA, PassEvent, encode
 
-__all__ = ["REQUEST", "Publisher"]
+__all__ = ["REQUEST", "Publisher", "has_sound_port"]
 
 #: The one request there is: "send me what you are and how you stand".
 REQUEST = f"{SCHEMA} snapshot".encode()
@@ -124,9 +124,24 @@ class Publisher:
         return len(askers)
 
 
+def has_sound_port(address: str) -> bool:
+    """Return whether a TCP address ends in a port that can be. ZeroMQ itself takes 99999 for another port.
+
+    Addresses of other kinds have none.
+    """
+    if not address.startswith("tcp://"):
+        return True
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    if not host:
+        return False
+    return port == "*" or (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535)
+
+
 def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
     """Bind and return the endpoint that came of it, a free port filled in."""
     wanted = endpoint.removesuffix(":0") + ":*" if endpoint.endswith(":0") else endpoint
+    if not has_sound_port(endpoint):
+        raise ConfigError(f"cannot bind {endpoint!r}: the port must be from 0 to 65535")
     try:
         socket.bind(wanted)
     except zmq.ZMQError as error:

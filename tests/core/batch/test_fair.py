@@ -206,8 +206,65 @@ def test_rule_8_decodes_that_use_up_every_budget_do_not_starve_the_prompts():
     assert [tokens for _, tokens in last] == [512]
 
 
-def test_rule_8_a_target_that_no_step_can_meet_binds_nothing():
+def test_rule_9_a_target_that_no_step_can_meet_binds_nothing():
     """One TPOT is 4 ms and a step at least 5 ms, with one decode as with many."""
     steps, last = served(make(), [decode(at=0.0, generated=1, tpot_s=0.004)])
     assert steps == list(range(18))
     assert [tokens for _, tokens in last] == [512]
+
+
+class TestTargetsOutOfReach:
+    """One stream asks for a TPOT that no engine can keep; 15 others ask for 50 ms."""
+
+    @staticmethod
+    def plan(*targets, spec="fair", now=5.0, generated=1):
+        decodes = [decode(at=4.0, generated=generated, tpot_s=tpot_s) for tpot_s in targets]
+        view = FakeView(waiting=[prompt(8000, at=4.9)], decodes=decodes)
+        return make(spec).plan(view, now), decodes
+
+    @pytest.mark.parametrize("spec", ["fair", "fair:anchor=first-token", "triage"])
+    @pytest.mark.parametrize("tpot_s", [1e-12, 0.001, 0.005, 0.0066])  # a step of all 16 takes 5.3 ms
+    def test_it_costs_the_others_nothing(self, tpot_s, spec):
+        wanted, _ = self.plan(*[0.05] * 16, spec=spec)
+        plan, _ = self.plan(tpot_s, *[0.05] * 15, spec=spec)
+        assert chunks(plan)[0][1] == chunks(wanted)[0][1]
+        assert not plan.skipped
+
+    def test_the_least_believed_is_a_quarter_more_than_a_step_of_all_decodes(self):
+        # 6.7 ms leave 1.35 ms for the prompt, less what the margin takes.
+        plan, _ = self.plan(0.0067, *[0.05] * 15, now=6.0)
+        assert 60 <= chunks(plan)[0][1] <= 69
+
+    def test_it_is_served_as_if_it_asked_for_the_tightest_of_the_others(self):
+        """With 40 tokens banked at 50 ms each it sits out like any other with as much slack."""
+        ahead = decode(at=0.0, generated=41, tpot_s=1e-9)
+        tight = [decode(at=0.0, generated=1) for _ in range(2)]
+        view = FakeView(waiting=[prompt(8000, at=0.9)], decodes=[ahead, *tight])
+        assert list(make().plan(view, now=1.0).skipped) == [ahead]
+
+    def test_a_loose_target_of_one_loosens_no_others(self):
+        wanted, _ = self.plan(*[0.05] * 16)
+        plan, _ = self.plan(60.0, *[0.05] * 15)
+        assert chunks(plan)[0][1] == chunks(wanted)[0][1] + 1, "it sits out itself"
+
+    def test_where_most_are_out_of_reach_steps_are_stall_free(self):
+        plan, _ = self.plan(0.05, *[0.001] * 15)
+        assert chunks(plan)[0][1] == 512
+        plan, _ = self.plan(*[0.001] * 16)
+        assert chunks(plan)[0][1] == 512
+
+    def test_targets_that_all_share_bind_however_late_the_steps_are(self):
+        """A step of 64 decodes takes 6.3 ms, their target is 6 ms."""
+        plan, _ = self.plan(*[0.006] * 64)
+        assert not plan.prefills
+
+    def test_one_request_makes_the_rank_look_neither_full_nor_empty(self):
+        others = [decode(at=4.0, generated=20, ttft_s=1.0) for _ in range(15)]
+        wanted = make().admission_budget(FakeView(decodes=[*others, decode(at=4.0, generated=20)]), now=5.0)
+        for evil in ({"tpot_s": 1e-12}, {"ttft_s": 1e-6}, {"ttft_s": 600.0}, {"tpot_s": 60.0}):
+            hostile = decode(at=4.0, generated=20, **evil)
+            budget = make().admission_budget(FakeView(decodes=[hostile, *others]), now=5.0)
+            assert budget == pytest.approx(wanted, rel=0.1), evil
+            waiting = [prompt(10, at=4.9, **evil)]
+            budget = make().admission_budget(FakeView(waiting=waiting, decodes=others), now=5.0)
+            assert budget == pytest.approx(wanted, rel=0.1), evil

@@ -20,15 +20,21 @@ Rule 6. [+] Step times are learned from nothing (`StepTime`). Until the regime a
    than twice the new tokens of the largest one measured, for what lies beyond was never seen.
 Rule 7. [+] The margin takes at most half of the time that the urgent decodes leave: on an engine whose steps
    vary much it would take all of it, and prompts would starve for what is unlikely.
-Rule 8. [+] Where decodes alone use up every budget, as when a step lasts about a TPOT target, each ninth step
-   has `learning_tokens` of prompt all the same: prompts must not starve. Where no step can be as short as the
-   budget, however few decodes it runs, the target binds nothing: every step has them.
+Rule 8. [+] Where decodes alone use up every budget, each ninth step has `learning_tokens` of prompt all the
+   same: prompts must not starve.
+Rule 9. [+] A TPOT target that cannot be met binds nothing, neither the budget of a step nor who sits it out:
+   else one client's target would cost all others theirs. Out of reach is a target that no step is as short
+   as, however few decodes it runs; one shorter than a step of all present decodes, where others ask for less;
+   and one that such a step leaves less than a quarter more time for, if half of the decodes ask for less. A
+   decode whose target is out of reach is served as if it asked for the tightest of the others. Where that is
+   half of the decodes or more, steps have at most `learning_tokens` of prompt.
+Rule 10. [+] The admission budget takes the median of the TTFT targets in sight, and no TPOT target that is
+   out of reach: no single request makes the rank look full, or empty.
 """
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from operator import itemgetter
+from itertools import chain, islice
 from typing import ClassVar, Literal
 
 from headway.core.batch.contract import (
@@ -39,8 +45,9 @@ from headway.core.batch.contract import (
     StepReport,
     batch_policies,
 )
+from headway.core.batch.deadlines import Tightness, TimeLeft, least_target, relaxed_decodes, sit_out
 from headway.core.batch.fill import Prompt, fill
-from headway.core.estimate.step_time import Coefficients, StepTime
+from headway.core.estimate.step_time import Coefficients, Regime, StepTime
 from headway.core.registry import Rng
 from headway.core.request import Slo
 from headway.core.settings import Settings, setting
@@ -105,7 +112,7 @@ class Fair(BatchPolicy):
         self._ttft_s = Slo().ttft_s
 
     def plan(self, view: BatchView, now: float) -> Plan:
-        """Form the next step (rules 2 to 8)."""
+        """Form the next step (rules 2 to 9)."""
         decodes = view.decodes
         prompts = bool(view.prefilling or view.waiting)
         if not decodes:
@@ -113,11 +120,10 @@ class Fair(BatchPolicy):
         if not self.step_time.trained("mixed" if prompts else "decode"):
             tokens = min(self.settings.learning_tokens, view.token_cap - len(decodes))
             return fill(view, tokens)
-        slacks, tpot_s = self._slacks(decodes, now)
-        budget_s = max(min(slacks), self.settings.least_budget * tpot_s)
+        tightness = self._tightness(view, now)
         if not prompts:
-            return self._decodes_only(view, slacks, budget_s, tpot_s)
-        return self._mixed(view, now, slacks, budget_s, tpot_s)
+            return self._decodes_only(view, tightness)
+        return self._mixed(view, now, tightness)
 
     def observe(self, step: StepReport, now: float) -> None:
         """Learn what a step costs."""
@@ -130,18 +136,18 @@ class Fair(BatchPolicy):
 
         `PAB = max(0, H − a·S − Σ need_i·(b + c·ctx_i) − T_queued) / b`, at most the free KV less what the
         queue will take. `need_i = max(0, ⌊(H − slack_i)/tpot_i⌋ + 1)` tokens fall due within H; they take at
-        least S = max(1, max need_i) steps [R]. H is the target of the latest prompt in sight, else the last
-        one known [R]. None until mixed steps are known.
+        least S = max(1, max need_i) steps [R]. H is the median of the targets in sight (rule 10), else the
+        last one known [R]. None until mixed steps are known.
         """
         if not self.step_time.trained("mixed"):
             return None
         costs = self.step_time.coefficients("mixed")
-        horizon_s = self._ttft_s = self._latest_ttft_s(view)
+        horizon_s = self._ttft_s = self._median_ttft_s(view)
         queued_s, queued_tokens = _queued(view, costs, horizon_s)
         free_tokens = view.free_blocks * view.block_tokens - queued_tokens
         if queued_s >= horizon_s or free_tokens <= 0:
             return 0  # the decodes cannot change it, so they are not counted
-        left_s = horizon_s - queued_s - self._reserved_s(view.decodes, now, horizon_s, costs)
+        left_s = horizon_s - queued_s - self._reserved_s(view, now, horizon_s, costs)
         if left_s <= 0.0:
             return 0
         return free_tokens if left_s >= costs.b_s * free_tokens else int(left_s / costs.b_s + 1e-9)
@@ -162,11 +168,31 @@ class Fair(BatchPolicy):
         costs = self.step_time.coefficients("mixed")
         return self._order(view, now, costs.a_s, costs.prefill_s(view.token_cap, 0))
 
-    def _slacks(self, decodes: Collection[EngineRequest], now: float) -> tuple[list[float], float]:
-        """Seconds until each decode's next token is due, in their order, and the least TPOT target."""
+    def _tightness(self, view: BatchView, now: float) -> Tightness:
+        """Return what the decodes' deadlines demand of the step (rules 1, 2 and 9)."""
+        decodes = view.decodes
+        least_s, unmet = self._least_target(view)
+        slacks = self._slacks(decodes, now, least_s)
+        if not unmet:
+            binding = slacks
+        else:
+            pairs = zip(slacks, decodes, strict=True)
+            binding = [slack for slack, work in pairs if work.request.slo.tpot_s >= least_s]
+        least_slack_s = min(binding, default=float("inf"))
+        budget_s = max(least_slack_s, self.settings.least_budget * least_s)
+        return Tightness(slacks, budget_s, least_s, 2 * unmet >= len(slacks))
+
+    def _least_target(self, view: BatchView) -> tuple[float, int]:
+        regime: Regime = "decode" if self.step_time.trained("decode") else "mixed"
+        return least_target(view, self.step_time.coefficients(regime))
+
+    def _slacks(self, decodes: Collection[EngineRequest], now: float, floor_s: float) -> list[float]:
+        """Return the seconds until each decode's next token is due, in their order.
+
+        Targets below `floor_s` count as `floor_s`.
+        """
         from_first_token = self.settings.anchor == "first-token"
         slacks: list[float] = []
-        least_tpot_s = float("inf")
         for work in decodes:
             request = work.request
             slo = request.slo
@@ -176,42 +202,43 @@ class Fair(BatchPolicy):
                 if first_s is not None and first_s < start_s:
                     start_s = first_s
             tpot_s = slo.tpot_s
-            if tpot_s < least_tpot_s:
-                least_tpot_s = tpot_s
+            if tpot_s < floor_s:
+                tpot_s = floor_s
             slacks.append(start_s + work.generated_tokens * tpot_s - now)
-        return slacks, least_tpot_s
+        return slacks
 
-    def _decodes_only(self, view: BatchView, slacks: list[float], budget_s: float, tpot_s: float) -> Plan:
+    def _decodes_only(self, view: BatchView, tightness: Tightness) -> Plan:
         costs = self.step_time.coefficients("decode")
-        budget_s_net = budget_s / self.step_time.margin("decode")
-        running = len(slacks)
+        budget_s_net = tightness.budget_s / self.step_time.margin("decode")
+        running = len(tightness.slacks)
         if running <= view.token_cap and costs.predict(running, view.decode_context_tokens) <= budget_s_net:
             return _EVERY_DECODE
-        relaxed, relaxed_context = _relaxed(view.decodes, slacks, budget_s + tpot_s)
+        relaxed, relaxed_context = relaxed_decodes(view.decodes, tightness)
         urgent = running - len(relaxed)
         left_s = budget_s_net - costs.predict(urgent, view.decode_context_tokens - relaxed_context)
-        return Plan(skipped=_sit_out(relaxed, relaxed_context, costs, left_s, view.token_cap - urgent))
+        return Plan(skipped=sit_out(relaxed, relaxed_context, costs, left_s, view.token_cap - urgent))
 
-    def _mixed(
-        self, view: BatchView, now: float, slacks: list[float], budget_s: float, tpot_s: float
-    ) -> Plan:
+    def _mixed(self, view: BatchView, now: float, tightness: Tightness) -> Plan:
         costs = self.step_time.coefficients("mixed")
-        relaxed, relaxed_context = _relaxed(view.decodes, slacks, budget_s + tpot_s)
-        urgent = len(slacks) - len(relaxed)
+        budget_s = tightness.budget_s
+        relaxed, relaxed_context = relaxed_decodes(view.decodes, tightness)
+        urgent = len(tightness.slacks) - len(relaxed)
         fixed_s = costs.predict(urgent, view.decode_context_tokens - relaxed_context)
         net_s = max(budget_s / self.step_time.margin("mixed") - fixed_s, _MOST_MARGIN * (budget_s - fixed_s))
-        time = _TimeLeft(costs, net_s)
+        time = TimeLeft(costs, net_s)
         plan = _EVERY_DECODE
         order = self._order(view, now, fixed_s, max(time.left_s, 0.0))
         has_time = time.left_s > 0.0
+        tokens = self._prompt_tokens(view, urgent)
+        few_tokens = min(tokens, self.settings.learning_tokens)
         if has_time:
-            plan = fill(view, self._prompt_tokens(view, urgent), order, allow=time.allow)
-        elif self._dry_steps >= _DRY_STEPS or costs.a_s >= budget_s:
-            plan = fill(view, min(self._prompt_tokens(view, urgent), self.settings.learning_tokens), order)
+            plan = fill(view, few_tokens if tightness.stall_free else tokens, order, allow=time.allow)
+        elif self._dry_steps >= _DRY_STEPS:
+            plan = fill(view, few_tokens, order)
         prefills = plan.prefills
         self._dry_steps = 0 if prefills else self._dry_steps + 1
         left_tokens = view.token_cap - urgent - sum(chunk for _, chunk in prefills)
-        skipped = _sit_out(relaxed, relaxed_context, costs, time.left_s, left_tokens)
+        skipped = sit_out(relaxed, relaxed_context, costs, time.left_s, left_tokens)
         blocked = plan.blocked
         if blocked is not None and has_time:
             tokens = 0 if skipped else time.left_after(len(relaxed), relaxed_context, blocked[1])
@@ -224,80 +251,30 @@ class Fair(BatchPolicy):
         kept = running if 2 * running <= view.token_cap else urgent
         return min(view.token_cap, 2 * self._largest_tokens) - kept
 
-    def _latest_ttft_s(self, view: BatchView) -> float:
-        if view.waiting:
-            return view.waiting[-1].request.slo.ttft_s
-        latest = next(iter(view.prefilling or view.decodes), None)
-        return self._ttft_s if latest is None else latest.request.slo.ttft_s
+    def _median_ttft_s(self, view: BatchView) -> float:
+        sight = chain(islice(view.waiting, _LOOKAHEAD), view.prefilling, view.decodes)
+        targets = sorted([work.request.slo.ttft_s for work in sight])
+        return targets[len(targets) // 2] if targets else self._ttft_s
 
-    def _reserved_s(
-        self, decodes: Collection[EngineRequest], now: float, horizon_s: float, costs: Coefficients
-    ) -> float:
+    def _reserved_s(self, view: BatchView, now: float, horizon_s: float, costs: Coefficients) -> float:
         """`a·S + Σ need_i·(b + c·ctx_i)`: what the running decodes need of the horizon."""
         b_s, c_s = costs.b_s, costs.c_s
         steps, tokens_s = 1, 0.0
-        for work, slack_s in zip(decodes, self._slacks(decodes, now)[0], strict=True):
+        decodes = view.decodes
+        least_s = self._least_target(view)[0] if decodes else 0.0
+        for work, slack_s in zip(decodes, self._slacks(decodes, now, least_s), strict=True):
             left_s = horizon_s - slack_s
             if left_s >= 0.0:
-                need = int(left_s / work.request.slo.tpot_s) + 1
+                need = int(left_s / max(work.request.slo.tpot_s, least_s)) + 1
                 tokens_s += need * (b_s + c_s * work.context_tokens)
                 if need > steps:
                     steps = need
         return costs.a_s * steps + tokens_s
 
 
-class _TimeLeft:
-    """The seconds of a step that prompts and decodes with slack may still use."""
-
-    __slots__ = ("_costs", "left_s")
-
-    def __init__(self, costs: Coefficients, left_s: float) -> None:
-        self._costs = costs
-        self.left_s = left_s
-
-    def allow(self, work: EngineRequest, most: int) -> int:
-        """Take the time of the largest chunk that fits; return the chunk."""
-        context = work.context_tokens
-        chunk = self._costs.chunk_for(self.left_s, context, most)
-        if chunk > 0:
-            self.left_s -= self._costs.prefill_s(chunk, context)
-        return chunk
-
-    def left_after(self, decodes: int, context_tokens: int, most: int) -> int:
-        """Return the prompt tokens, at most `most`, that there is time for beside these decodes as well."""
-        left_s = self.left_s - self._costs.b_s * decodes - self._costs.c_s * context_tokens
-        return self._costs.chunk_for(left_s, 0, most)
-
-
 def _due_s(work: EngineRequest) -> float:
     request = work.request
     return request.arrival_s + request.slo.ttft_s
-
-
-def _relaxed(
-    decodes: Collection[EngineRequest], slacks: list[float], bound_s: float
-) -> tuple[list[tuple[float, EngineRequest]], int]:
-    """The decodes that are not urgent, as (slack, decode), and the context they hold together."""
-    relaxed = [(slack, work) for slack, work in zip(slacks, decodes, strict=True) if slack >= bound_s]
-    return relaxed, sum([work.context_tokens for _, work in relaxed])
-
-
-def _sit_out(
-    relaxed: list[tuple[float, EngineRequest]],
-    context_tokens: int,
-    costs: Coefficients,
-    left_s: float,
-    tokens: int,
-) -> list[EngineRequest]:
-    """The decodes with slack that find no room in the step: those with the most slack."""
-    if len(relaxed) <= tokens and costs.b_s * len(relaxed) + costs.c_s * context_tokens <= left_s:
-        return []
-    relaxed.sort(key=itemgetter(0))
-    for taken, (_, work) in enumerate(relaxed):
-        left_s -= costs.b_s + costs.c_s * work.context_tokens
-        if left_s < 0.0 or taken >= tokens:
-            return [work for _, work in relaxed[taken:]]
-    return []
 
 
 def _queued(view: BatchView, costs: Coefficients, enough_s: float) -> tuple[float, int]:

@@ -16,6 +16,7 @@ from headway.core.errors import ConfigError
 from headway.core.registry import Rng
 from headway.core.request import Slo
 from headway.core.settings import Settings, setting
+from headway.wire.publisher import has_sound_port
 
 __all__ = ["VllmSettings", "read"]
 
@@ -52,6 +53,12 @@ class VllmSettings(Settings):
         super(VllmSettings, self).__post_init__()  # slots: the class is made anew, which `super()` misses
         if self.snapshots and not self.events:
             raise ConfigError("snapshots needs events")
+        for name in ("events", "snapshots"):
+            address = getattr(self, name)
+            if address is not None and not has_sound_port(address):
+                raise ConfigError(
+                    f"{name}: {address!r} needs a port from 0 to 65535, as tcp://127.0.0.1:5557"
+                )
         if not self.name:
             raise ConfigError("name must not be empty")
         if self.steps is not None and not Path(self.steps).name:
