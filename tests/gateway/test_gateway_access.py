@@ -260,6 +260,25 @@ def test_a_clients_credentials_stay_at_the_gateway():
     run(check({"engine_api_key_env": "TOKEN"}, "Bearer operator"))
 
 
+def test_no_answer_of_an_engine_shows_its_address():
+    limits = {"retries": 0, "no_engine_timeout_s": 0.05}
+
+    async def check():
+        async with StandIn() as engine, gateway([engine], limits=limits) as (_, client):
+            address = f"127.0.0.1:{engine.port}"
+            engine.status, engine.says = 500, f"connect to {address} failed"
+            for path in ("/v1/chat/completions", "/v1/embeddings"):
+                status, headers, body = await chat(client, CHAT | {"input": "x"}, path=path)
+                assert status == 500 and address.encode() not in body and b"[address]" in body
+            await engine.kill()
+            for path in ("/v1/chat/completions", "/v1/embeddings"):
+                status, headers, body = await chat(client, CHAT | {"input": "x"}, path=path)
+                assert status in (502, 503) and b"engine-0" not in body and b"127.0.0.1" not in body
+                assert address not in str(headers)
+
+    run(check())
+
+
 # Keys with names and limits
 
 FILE = """

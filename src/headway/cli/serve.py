@@ -275,7 +275,8 @@ def _reloader(gateway: "Gateway", read: "Callable[[], GatewayConfig]") -> Callab
             log.info("configuration read again")
             if tables := waits_for_restart(gateway.config, config):
                 log.warning(
-                    "only [[instances]] changes at once, a restart is needed for: %s", ", ".join(tables)
+                    "only [[instances]] and keys in files change at once, a restart is needed for: %s",
+                    ", ".join(tables),
                 )
         except ConfigError as error:
             log.error("configuration not read again: %s", error)

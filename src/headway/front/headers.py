@@ -10,7 +10,18 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-__all__ = ["CREDENTIALS", "headers_for_client", "read_retry_after", "without_addresses"]
+__all__ = [
+    "CREDENTIALS",
+    "HOP_BY_HOP",
+    "error_for_client",
+    "headers_for_client",
+    "nominated",
+    "read_retry_after",
+    "without_addresses",
+]
+
+#: Of an engine's error, this much goes on to the client.
+MOST_ERROR_BYTES = 1 << 16
 
 #: Headers of a client that carry its credentials. `authorization` is decided by rule 1.
 CREDENTIALS = frozenset(("cookie", "x-api-key"))
@@ -85,6 +96,11 @@ def nominated(headers: Mapping[str, str]) -> frozenset[str]:
     """Return the headers that `Connection` names: they are for this connection only (RFC 9110 §7.6.1)."""
     listed = headers.get("connection", "")
     return frozenset(name.strip().lower() for name in listed.split(",")) if listed else frozenset()
+
+
+def error_for_client(body: bytes) -> bytes:
+    """Return an engine's error answer as a client may see it: without addresses, and not too long."""
+    return without_addresses(body[:MOST_ERROR_BYTES].decode(errors="replace")).encode()
 
 
 def without_addresses(text: str) -> str:

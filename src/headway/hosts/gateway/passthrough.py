@@ -14,7 +14,7 @@ from headway.front.body_reader import BodyReader
 from headway.front.buffer import Buffer
 from headway.front.config import LimitsSpec
 from headway.front.errors import Refusal, bad_request, engine_failed, unavailable
-from headway.front.headers import CREDENTIALS, HOP_BY_HOP, headers_for_client, nominated
+from headway.front.headers import CREDENTIALS, HOP_BY_HOP, error_for_client, headers_for_client, nominated
 from headway.front.model_field import body_with_model
 from headway.front.transport import Answer, ExhaustedError, Sink, Transport, TransportError
 from headway.front.worker import Worker
@@ -157,9 +157,13 @@ class Passthrough:
     ) -> None:
         stalls = ConnectionAbortedError("the client does not read")
         idle = Idle(self._limits.idle_timeout_s, lambda: passing.end(silence), lambda: passing.end(stalls))
+        headers = headers_for_client(answer.headers, worker.spec.url)
         idle.start()
         try:
-            await sink.start(answer.status, headers_for_client(answer.headers, worker.spec.url))
+            if answer.status >= 500 and "content-encoding" not in answer.headers:
+                await sink.answer(answer.status, headers, error_for_client(await answer.read()))
+                return
+            await sink.start(answer.status, headers)
             async for chunk in answer.chunks():
                 idle.active = idle.writing = True
                 await sink.write(chunk)

@@ -21,7 +21,7 @@ from headway.core.request import Request, Slo
 from headway.front.buffer import Buffer, ReceivedBytes, RetryBudget
 from headway.front.driver import Driver
 from headway.front.errors import Refusal, engine_failed, unavailable
-from headway.front.headers import without_addresses
+from headway.front.headers import error_for_client
 from headway.front.lease import Elector
 from headway.front.lengths import Lengths
 from headway.front.model_field import with_model
@@ -46,8 +46,6 @@ _PASSED_ON = ("accept", "baggage")
 
 #: A recalled request is at most so often recalled again; a policy that does it more does it for ever.
 MOST_RECALLS = 20
-#: Of an engine's own error, this much goes to the client.
-MOST_ERROR_BYTES = 1 << 16
 
 
 class Serving:
@@ -353,8 +351,6 @@ async def _answer(flight: Flight, answer: EngineSaysNo) -> int:
     headers = {"Content-Type": answer.content_type}
     if answer.status in (429, 503):
         headers["Retry-After"] = f"{answer.retry_after_s or 1:.0f}"
-    body = answer.body
-    if answer.status >= 500:
-        body = without_addresses(body[:MOST_ERROR_BYTES].decode(errors="replace")).encode()
+    body = error_for_client(answer.body) if answer.status >= 500 else answer.body
     await flight.sink.answer(answer.status, headers, body)
     return answer.status
