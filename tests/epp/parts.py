@@ -267,12 +267,16 @@ class AbortedError(Exception):
 class Envoy:
     """One ext_proc stream, from Envoy's side."""
 
-    def __init__(self, stage, *, mode=FULL_DUPLEX_STREAMED, response=0):
+    def __init__(self, stage, *, mode=FULL_DUPLEX_STREAMED, response=0, peer="ipv4:10.1.0.1:40000"):
+        self._peer = peer
         self.stage, self.mode, self.response = stage, mode, response
         self.sent, self.heard, self.status = asyncio.Queue(), [], None
         self.task = asyncio.create_task(stage.streams.process(None, self))
 
     # grpc.aio's context
+
+    def peer(self):
+        return self._peer
 
     async def read(self):
         return await self.sent.get()

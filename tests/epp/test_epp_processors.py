@@ -20,7 +20,7 @@ def asked(name="a", tokens=10, **more):
 
 
 MESSAGES = [
-    wire.Start(b"{}", 9002, b"", b"", True, False),
+    wire.Start(b"{}", 9002, b"", b"", b"", True, False),
     wire.Up("port taken"),
     wire.Place(1, asked(phase=Role.PREFILL, subset=frozenset({"10.0.0.1:80"}), prefix=(-(2**62), 5))),
     wire.Second(2, "a", None),
@@ -28,11 +28,12 @@ MESSAGES = [
     wire.Withdraw(1),
     wire.Placed(1, Answer("10.0.0.1:80", "k-1", {"x-data-parallel-rank": "3"})),
     wire.Denied(2, 429, "flow_full", "3 requests wait", "messages", 1.5),
-    wire.Told("k-1", "envoy"),
+    wire.Told("k-1", "envoy", "ipv4:10.1.0.1:40000"),
     wire.FirstByte("k-1"),
     wire.Tokens("k-1", 10, None),
-    wire.Over("k-1", Served(502, ttft_s=0.5, endpoint="10.0.0.2:80", unreached=True, blame=False)),
-    wire.BrokeOff("envoy", Served(0)),
+    wire.Over("k-1", Served(502, ttft_s=0.5, endpoint="10.0.0.2:80", unreached=True, blame=False), ""),
+    wire.BrokeOff("envoy", Served(0), "ipv4:10.1.0.1:40000"),
+    wire.Broke("ipv4:10.1.0.1:40000"),
     wire.Refused("/v1/completions", "a", 413, "body_too_large"),
     wire.Open(7),
     wire.Ready(True),
@@ -220,10 +221,11 @@ def test_notes_reach_the_desk_in_order():
 
     async def run():
         apart = Apart(Notes())
-        apart.desk.told("k", "e")
+        apart.desk.told("k", "e", "ipv4:10.1.0.1:40000")
         apart.desk.first_byte("k")
         apart.desk.tokens("k", 3, 4)
-        apart.desk.broke_off("e", Served(0))
+        apart.desk.broke_off("e", Served(0), "ipv4:10.1.0.2:40000")
+        apart.desk.broke("ipv4:10.1.0.1:40000")
         apart.send(wire.Refused("/v1/completions", "a", 413, "body_too_large"))
         apart.send(wire.Open(5))
         assert apart.refused == [("/v1/completions", "a", 413, "body_too_large")]
@@ -231,8 +233,9 @@ def test_notes_reach_the_desk_in_order():
 
     asyncio.run(run())
     assert heard == [
-        ("told", "k", "e"),
+        ("told", "k", "e", "ipv4:10.1.0.1:40000"),
         ("first_byte", "k"),
         ("tokens", "k", 3, 4),
-        ("broke_off", "e", Served(0)),
+        ("broke_off", "e", Served(0), "ipv4:10.1.0.2:40000"),
+        ("broke", "ipv4:10.1.0.1:40000"),
     ]

@@ -342,11 +342,11 @@ def test_a_stream_that_is_reset_after_its_answer_says_nothing_and_the_log_knows_
         await asyncio.gather(envoy.task, return_exceptions=True)
         assert stage.picks.under_way == 1
         logs = AccessLogs(stage.picks)
-        logs.hear(StreamAccessLogsMessage(http_logs={"log_entry": [{"request": {"request_id": "other"}}]}))
+        said = {"log_entry": [{"request": {"request_id": "other"}}]}
+        logs.hear(StreamAccessLogsMessage(http_logs=said), envoy.peer())
         assert stage.picks.under_way == 1
-        logs.hear(
-            StreamAccessLogsMessage(http_logs={"log_entry": [{"request": {"request_id": "envoys-own"}}]})
-        )
+        said = {"log_entry": [{"request": {"request_id": "envoys-own"}}]}
+        logs.hear(StreamAccessLogsMessage(http_logs=said), envoy.peer())
         stage.nothing_left()
         assert [status for _, status in stage.done] == [499]
 
@@ -608,5 +608,101 @@ def test_a_recall_before_the_answer_waits_for_another_place_and_after_it_is_off_
         stage.picks.over(envoy.destination[2], Served(200))
         await envoy.end()
         stage.nothing_left()
+
+    run(test())
+
+
+# What a client may cost
+
+
+def test_a_stream_that_says_nothing_is_ended():
+    async def test():
+        stage = Stage(limits={"header_timeout_s": 0.01})
+        envoy = Envoy(stage)
+        with pytest.raises(AbortedError):
+            await envoy.task
+        assert envoy.status[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        stage.nothing_left()
+
+    run(test())
+
+
+def test_every_byte_of_unfinished_uploads_counts_at_once_and_is_given_back():
+    async def test():
+        stage = Stage(limits={"buffer_bytes": 1000, "max_body_bytes": 1000})
+        envoys = [Envoy(stage) for _ in range(3)]
+        for envoy in envoys:
+            envoy.headers()
+            envoy.body(b"x" * 400, ends=False)
+            await envoy.turn()
+        assert stage.streams.budget.used == 800
+        assert [bool(envoy.heard) for envoy in envoys] == [False, False, True]
+        status, headers, _ = envoys[2].refusal
+        assert (status, headers["x-headway-reason"]) == (429, "buffer_bytes")
+        for envoy in envoys[:2]:
+            envoy.task.cancel()
+        await asyncio.gather(*(envoy.task for envoy in envoys), return_exceptions=True)
+        assert stage.streams.budget.used == 0
+        stage.nothing_left()
+
+    run(test())
+
+
+def test_a_body_counts_until_it_went_back():
+    async def test():
+        stage = Stage(policy="parts:Crowd:most=2")
+        envoy = Envoy(stage)
+        envoy.headers()
+        envoy.body()
+        await envoy.turn()
+        assert stage.streams.budget.used == len(TINY)
+        other = Envoy(stage, mode=BUFFERED)
+        other.headers()
+        other.body()
+        await other.turn()
+        assert stage.streams.budget.used == 0
+        assert envoy.destination and other.destination
+        await envoy.end()
+        await other.end()
+
+    run(test())
+
+
+def test_streams_whose_requests_arrive_are_bounded_as_those_that_wait():
+    async def test():
+        stage = Stage(limits={"buffer_requests": 2})
+        envoys = [Envoy(stage) for _ in range(3)]
+        await envoys[0].turn()
+        with pytest.raises(AbortedError):
+            await envoys[2].task
+        assert envoys[2].status[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for envoy in envoys[:2]:
+            envoy.task.cancel()
+        await asyncio.gather(*(envoy.task for envoy in envoys), return_exceptions=True)
+        assert (stage.streams.open, stage.streams.arriving) == (0, 0)
+
+    run(test())
+
+
+def test_a_body_of_many_tiny_pieces_goes_back_whole_in_few():
+    async def test():
+        stage = Stage()
+        envoy = Envoy(stage)
+        envoy.headers()
+        padding = b'"padding": "' + b"y" * 1000 + b'", '
+        body = TINY[:1] + padding + TINY[1:]
+        for at in range(len(body)):
+            envoy.body(body[at : at + 1], ends=at == len(body) - 1)
+        while not (envoy.heard and stage.streams.arriving == 0 and len(envoy.heard) > 60):
+            await envoy.turn()
+        pieces = [
+            each.request_body.response.body_mutation.streamed_response
+            for each in envoy.heard
+            if each.HasField("request_body")
+        ]
+        assert b"".join(piece.body for piece in pieces) == body
+        assert len(pieces) <= 70 and pieces[-1].end_of_stream
+        assert not any(piece.end_of_stream for piece in pieces[:-1])
+        await envoy.end()
 
     run(test())

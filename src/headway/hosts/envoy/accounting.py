@@ -21,16 +21,20 @@ __all__ = ["AccessLogs", "AnswerAccount", "headers_of"]
 
 
 class AccessLogs:
-    """The access log service. `stop` ends its streams, which Envoy never would."""
+    """The access log service. `stop` ends its streams, which Envoy never would. `note(peer)` hears of the
+    connection of each.
+    """
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, note: Callable[[str], None] = lambda peer: None) -> None:
         self._desk = desk
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._note = note
         self._stopped = asyncio.Event()
 
     async def listen(self, messages: AsyncIterator[Any], context: Any) -> Any:
         """Take in one Envoy's log: the handler of `AccessLogService.StreamAccessLogs`."""
-        reading = asyncio.create_task(self._read(messages))
+        peer = context.peer()
+        self._note(peer)
+        reading = asyncio.create_task(self._read(messages, peer))
         stopped = asyncio.create_task(self._stopped.wait())
         try:
             await asyncio.wait((reading, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -44,25 +48,25 @@ class AccessLogs:
         """Let the streams come to their end."""
         self._stopped.set()
 
-    async def _read(self, messages: AsyncIterator[Any]) -> None:
+    async def _read(self, messages: AsyncIterator[Any], peer: str) -> None:
         async for message in messages:
-            self.hear(message)
+            self.hear(message, peer)
 
-    def hear(self, message: Any) -> None:
-        """Take in a batch of entries."""
+    def hear(self, message: Any, peer: str = "") -> None:
+        """Take in a batch of entries that came by a connection."""
         for entry in message.http_logs.log_entry:
-            self._hear(entry)
+            self._hear(entry, peer)
 
-    def _hear(self, entry: Any) -> None:
+    def _hear(self, entry: Any, peer: str) -> None:
         common = entry.common_properties
         metadata = common.metadata.filter_metadata
         if common.intermediate_log_entry:
             return
         if KEY_NAMESPACE in metadata:
             key = metadata[KEY_NAMESPACE].fields[KEY].string_value
-            self._desk.over(key, _served(entry, metadata))
+            self._desk.over(key, _served(entry, metadata), peer)
         elif entry.request.request_id:
-            self._desk.broke_off(entry.request.request_id, Served(0))
+            self._desk.broke_off(entry.request.request_id, Served(0), peer)
 
 
 class AnswerAccount:

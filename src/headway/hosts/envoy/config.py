@@ -71,22 +71,30 @@ class AccountingSpec(Spec):
 
     "access-log": Envoy's gRPC access log tells. "response": answers come by here, which tells first bytes too
     and costs the more the more pieces they have. "events": an engine's report that acknowledges the request
-    takes it over. `forget_after_s`: then a request of which nothing was heard counts as over.
+    takes it over. `forget_after_s`: then a request of which nothing was heard counts as over. `reconnect_s`:
+    so long an Envoy whose connection broke may take to come back, before what it carried counts as over.
     """
 
     by: Literal["access-log", "response", "events"] = "access-log"
     forget_after_s: Seconds = 1800.0
+    reconnect_s: Seconds = 1.5
 
 
 class SecureSpec(Spec):
-    """TLS of the port Envoy connects to: with a certificate made at the start, one from files, or none."""
+    """TLS of the port Envoy connects to: with a certificate made at the start, one from files, or none.
+
+    `client_ca`: Envoy has to show a certificate that one of these authorities signed.
+    """
 
     mode: Literal["self-signed", "files", "off"] = "self-signed"
     certificate: Path | None = None
     key: Path | None = None
+    client_ca: Path | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        if self.mode == "off" and self.client_ca is not None:
+            raise ValueError("client_ca needs TLS, and mode is 'off'")
         if any((self.mode == "files") != (file is not None) for file in (self.certificate, self.key)):
             raise ValueError("mode 'files' goes with certificate and key, the others without")
         return self

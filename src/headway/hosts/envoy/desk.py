@@ -79,8 +79,8 @@ class Desk(Protocol):
     async def aside(self, role: Role | None, subset: frozenset[str] | None) -> Answer:
         """Pick for what the policy has no say in."""
 
-    def told(self, key: str, envoy_id: str) -> None:
-        """Note by which id Envoy knows a request that is on its way."""
+    def told(self, key: str, envoy_id: str, peer: str = "") -> None:
+        """Note by which id Envoy knows a request that is on its way, and which connection carries it."""
 
     def first_byte(self, key: str) -> None:
         """Note that the first piece of the answer passed by."""
@@ -88,8 +88,11 @@ class Desk(Protocol):
     def tokens(self, key: str, prompt_tokens: int | None, output_tokens: int | None) -> None:
         """Note what the engine counted."""
 
-    def over(self, key: str, served: Served) -> None:
-        """Note that a request is over."""
+    def over(self, key: str, served: Served, peer: str = "") -> None:
+        """Note that a request is over. `peer`: the connection that reports it, if one does."""
 
-    def broke_off(self, envoy_id: str, served: Served) -> None:
+    def broke_off(self, envoy_id: str, served: Served, peer: str = "") -> None:
         """Note that a request is over of which Envoy may not have read where it was to go."""
+
+    def broke(self, peer: str) -> None:
+        """Note that a connection of Envoy's is gone."""

@@ -4,8 +4,9 @@ Rule 1. Load is reserved when the policy decides. Every request that arrived end
         `Finished`, `Failed(retry=False)` and `Cancelled`, unless the policy refused it.
 Rule 2. What Envoy was told cannot be taken back: from then on a recalled request, and one whose engine is
         gone, is off the policy's books. Envoy may try its fallbacks; nobody here decides on that.
-Rule 3. That a request is over is told from outside (`accounting.py`, `stream.py`), by its key. A key nobody
-        tells of is given up after `forget_after_s`: a counter that leaks would starve an engine of work.
+Rule 3. That a request is over is told from outside (`accounting.py`, `stream.py`), by its key. What a broken
+        connection of Envoy's carried is given up after `reconnect_s` (`carriers.py`), and a key nobody tells
+        of after `forget_after_s`: a counter that leaks would starve an engine of work.
 Rule 4. In phases, a request is joined by its `x-request-id`: its decode is placed when its prefill is over,
         and when nobody comes for it within the time its KV is kept, it is over.
 """
@@ -40,6 +41,7 @@ from headway.front.place_wait import PlaceWait
 from headway.front.requests import Call
 from headway.front.worker import Worker
 from headway.front.workers import Workers
+from headway.hosts.envoy.carriers import Carriers
 from headway.hosts.envoy.config import EppConfig
 from headway.hosts.envoy.desk import Answer, Asked, Served
 from headway.hosts.envoy.endpoints import Endpoints
@@ -104,8 +106,8 @@ class Picks:
         self._on_done = on_done
         self._count_as = count_as
         self._wait_bounds = PlaceWait(workers, config.limits, _loop_time)
-        self._boot = secrets.token_hex(4)
         self._numbers = count(1)
+        self._carriers = Carriers(config.accounting.reconnect_s)
         self._under_way: dict[str, _UnderWay] = {}
         self._keys: dict[str, str] = {}  # by Envoy's id of a request
         self._in_phases: dict[str, Pick] = {}  # whose decode is to come, by the id that joins them
@@ -304,7 +306,7 @@ class Picks:
         return ",".join([endpoint, *self.endpoints.fallbacks(worker, most, subset, model)])
 
     def _remember(self, under_way: _UnderWay) -> str:
-        key = f"{self._boot}-{next(self._numbers)}"
+        key = secrets.token_urlsafe(16)  # who knows it may end the request
         self._under_way[key] = under_way
         under_way.worker.legs.add(under_way.leg)
         return key
@@ -363,15 +365,25 @@ class Picks:
         if under_way is not None and under_way.pick is not None:
             under_way.pick.prompt_tokens, under_way.pick.output_tokens = prompt_tokens, output_tokens
 
-    def told(self, key: str, envoy_id: str) -> None:
-        """Note by which id Envoy knows a request that is on its way."""
+    def told(self, key: str, envoy_id: str, peer: str = "") -> None:
+        """See `Desk.told`."""
         under_way = self._under_way.get(key)
-        if under_way is not None and envoy_id:
+        if under_way is None:
+            return
+        self._carriers.carry(key, peer)
+        if envoy_id:
             under_way.envoy_id = envoy_id
             self._keys[envoy_id] = key
 
-    def over(self, key: str, served: Served) -> None:
+    def over(self, key: str, served: Served, peer: str = "") -> None:
         """Note that a request is over. One that is not known (any more) is counted, that is all."""
+        for claimed in self._carriers.prove(key, peer) if peer else ():
+            if claimed != key:
+                self._over(claimed, Served(0))
+        self._over(key, served)
+
+    def _over(self, key: str, served: Served) -> None:
+        self._carriers.over(key)
         under_way = self._under_way.pop(key, None)
         if under_way is None:
             self._count_as("unknown_key")
@@ -396,11 +408,34 @@ class Picks:
             pick.ended_s = pick.request.arrival_s + served.duration_s
         self._end(pick, served.status or 499, served=served)
 
-    def broke_off(self, envoy_id: str, served: Served) -> None:
-        """Note that a request is over of which Envoy may not have read where it was to go."""
+    def broke_off(self, envoy_id: str, served: Served, peer: str = "") -> None:
+        """See `Desk.broke_off`."""
         key = self._keys.get(envoy_id)
-        if key is not None:
-            self.over(key, served)
+        if key is None:
+            return
+        if self._carriers.believes(key, peer):
+            self._over(key, served)
+        else:
+            self._count_as("not_its_envoy")
+
+    def broke(self, peer: str) -> None:
+        """Let what a broken connection carried be lost in a while, unless its Envoy comes back."""
+        self._carriers.broke(peer, self._clock())
+        self._wait_for_lost()
+
+    def _wait_for_lost(self) -> None:
+        at_s = self._carriers.wake_at()
+        if at_s is not None:
+            self._call_at(at_s, self._give_up_lost)
+
+    def _give_up_lost(self) -> None:
+        lost = self._carriers.lost(self._clock())
+        if lost:
+            log.warning("an Envoy is gone, what it carried counts as over", extra={"requests": len(lost)})
+        for key in lost:
+            self._count_as("envoy_gone")
+            self._over(key, Served(0))
+        self._wait_for_lost()
 
     def reported(self, now: float, event: Event, actions: Sequence[Action]) -> None:
         """Let an engine's report take over what it accounts for: an observer of the driver."""

@@ -11,8 +11,10 @@ import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from headway.core.errors import ConfigError
+from headway.hosts.envoy import connections
 from headway.hosts.envoy.accounting import AccessLogs
 from headway.hosts.envoy.config import EppConfig
+from headway.hosts.envoy.connections import Connections
 from headway.hosts.envoy.health import Health
 from headway.hosts.envoy.messages import (
     ACCESS_LOG,
@@ -51,8 +53,9 @@ class Processor:
         self._health = health
         self._pem = pem
         self._shared = shared
-        self._streams = Streams(tools)
-        self._access_logs = AccessLogs(tools.desk)
+        self._connections = Connections(tools.desk.broke)
+        self._streams = Streams(tools, self._connections.note)
+        self._access_logs = AccessLogs(tools.desk, self._connections.note)
         self._server: grpc.aio.Server | None = None
 
     @property
@@ -70,6 +73,7 @@ class Processor:
             handlers=self._handlers(),
             shared=self._shared,
         )
+        self._connections.start()
         return bound
 
     @property
@@ -79,6 +83,7 @@ class Processor:
 
     async def drain(self, patience_s: float) -> bool:
         """Let open streams come to their end, and take no further ones (GOAWAY); whether all did in time."""
+        await self._connections.stop()  # they end now, and not because an Envoy did
         self._access_logs.stop()
         if self._server is None:
             return True
@@ -89,6 +94,7 @@ class Processor:
 
     async def stop(self) -> None:
         """End everything at once."""
+        await self._connections.stop()
         self._access_logs.stop()
         if self._server is not None:
             await self._server.stop(None)
@@ -130,7 +136,7 @@ async def listen(
     """
     limit = max(config.limits.max_body_bytes, LOG_BYTES) + MESSAGE_ROOM_BYTES
     own = (("grpc.max_receive_message_length", limit), ("grpc.so_reuseport", int(shared)))
-    server = grpc.aio.server(options=(*_OPTIONS, *own))
+    server = grpc.aio.server(options=(*_OPTIONS, *connections.OPTIONS, *own))
     add_HealthServicer_to_server(health.servicer, server)
     server.add_generic_rpc_handlers(handlers)
     where = address(config, port)

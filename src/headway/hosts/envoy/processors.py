@@ -131,9 +131,9 @@ class Processors:
                 )
         except OSError as error:
             raise ConfigError(f"an ext_proc process did not start: {error}") from None
-        certificate, key = self._pem or (b"", b"")
+        pem = self._pem or (b"", b"", b"")
         config = json.dumps(self._config.model_dump(mode="json", exclude_unset=True, include=TABLES)).encode()
-        child.send(wire.Start(config, self._port, certificate, key, self._reads_prefixes, self._told_ready))
+        child.send(wire.Start(config, self._port, *pem, self._reads_prefixes, self._told_ready))
         ended = asyncio.ensure_future(child.ended())
         done, _ = await asyncio.wait(
             (child.up, ended), timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
@@ -243,16 +243,18 @@ class Child:
             case wire.Told():
                 if not self._by_response:  # Envoy knows its key by now, and will log it
                     self._entrusted.discard(message.key)
-                desk.told(message.key, message.envoy_id)
+                desk.told(message.key, message.envoy_id, message.peer)
             case wire.FirstByte():
                 desk.first_byte(message.key)
             case wire.Tokens():
                 desk.tokens(message.key, message.prompt_tokens, message.output_tokens)
             case wire.Over():
                 self._entrusted.discard(message.key)
-                desk.over(message.key, message.served)
+                desk.over(message.key, message.served, message.peer)
             case wire.BrokeOff():
-                desk.broke_off(message.envoy_id, message.served)
+                desk.broke_off(message.envoy_id, message.served, message.peer)
+            case wire.Broke():
+                desk.broke(message.peer)
             case wire.Refused():
                 self._refused(message.path, message.request_id, message.status, message.code)
             case wire.Open():

@@ -30,6 +30,7 @@ from headway.hosts.envoy.config import EppConfig
 from headway.hosts.envoy.desk import Answer, Asked, Served
 from headway.hosts.envoy.health import Health
 from headway.hosts.envoy.processor import Processor
+from headway.hosts.envoy.secure import Pem
 from headway.hosts.envoy.stream import Tools
 
 __all__ = ["RemoteDesk", "main"]
@@ -58,9 +59,9 @@ class RemoteDesk:
         """See `Desk.aside`."""
         return await self._ask(lambda number: wire.Aside(number, role, subset))
 
-    def told(self, key: str, envoy_id: str) -> None:
+    def told(self, key: str, envoy_id: str, peer: str = "") -> None:
         """See `Desk.told`."""
-        self._send(wire.Told(key, envoy_id))
+        self._send(wire.Told(key, envoy_id, peer))
 
     def first_byte(self, key: str) -> None:
         """See `Desk.first_byte`."""
@@ -70,13 +71,17 @@ class RemoteDesk:
         """See `Desk.tokens`."""
         self._send(wire.Tokens(key, prompt_tokens, output_tokens))
 
-    def over(self, key: str, served: Served) -> None:
+    def over(self, key: str, served: Served, peer: str = "") -> None:
         """See `Desk.over`."""
-        self._send(wire.Over(key, served))
+        self._send(wire.Over(key, served, peer))
 
-    def broke_off(self, envoy_id: str, served: Served) -> None:
+    def broke_off(self, envoy_id: str, served: Served, peer: str = "") -> None:
         """See `Desk.broke_off`."""
-        self._send(wire.BrokeOff(envoy_id, served))
+        self._send(wire.BrokeOff(envoy_id, served, peer))
+
+    def broke(self, peer: str) -> None:
+        """See `Desk.broke`."""
+        self._send(wire.Broke(peer))
 
     def hear(self, message: wire.Placed | wire.Denied) -> None:
         """Take in an answer."""
@@ -133,7 +138,7 @@ class _Process:
         health = Health(lambda: self._ready)
         clock = asyncio.get_running_loop().time
         tools = Tools(config, self._desk, Lengths(), reader, clock, self._refused, start.reads_prefixes)
-        pem = (start.certificate, start.key) if start.certificate else None
+        pem = Pem(start.certificate, start.key, start.client_ca) if start.certificate else None
         processor = Processor(tools, health, pem, shared=True)
         await health.start()
         try:

@@ -4,7 +4,7 @@ A destination goes into a header and into dynamic metadata, the same in both: pr
 With it, headers go that only we may set; those of them that a client sent are removed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from headway.core.leadership import FENCE_HEADER
@@ -67,14 +67,13 @@ class Replies:
         reply.dynamic_metadata.update(metadata)
         return reply
 
-    def body(self, pieces: Iterable[bytes], *, ends: bool) -> list[Any]:
-        """Send the request's body back. `ends`: no trailers follow."""
-        sent = [ProcessingResponse(request_body=_streamed(piece, False)) for piece in pieces]
-        if ends and sent:
-            sent[-1].request_body.response.body_mutation.streamed_response.end_of_stream = True
-        elif ends:
-            sent = [ProcessingResponse(request_body=_streamed(b"", True))]
-        return sent
+    def body(self, pieces: Sequence[bytes], *, ends: bool) -> Iterator[Any]:
+        """Send the request's body back, a message at a time. `ends`: no trailers follow."""
+        last = len(pieces) - 1
+        for number, piece in enumerate(pieces):
+            yield ProcessingResponse(request_body=_streamed(piece, ends and number == last))
+        if ends and not pieces:
+            yield ProcessingResponse(request_body=_streamed(b"", True))
 
     def trailers(self) -> Any:
         """Have the request's trailers go on as they are."""

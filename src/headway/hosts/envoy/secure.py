@@ -6,7 +6,9 @@ processes.
 """
 
 import datetime
+import ssl
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 
@@ -21,27 +23,48 @@ __all__ = ["Pem", "credentials", "pem_of", "self_signed"]
 LASTS = datetime.timedelta(days=3650)
 
 
-#: A certificate and its key, in PEM.
-Pem = tuple[bytes, bytes]
+class Pem(NamedTuple):
+    """The certificate and key of the port, in PEM. `client_ca`: who signs certificates of clients, if any."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes = b""
 
 
 def pem_of(spec: SecureSpec) -> Pem | None:
     """Return what to serve with; None for plain text. Raises ConfigError for files that cannot be used."""
     if spec.mode == "off":
         return None
+    client_ca = b"" if spec.client_ca is None else _authorities(spec.client_ca)
     if spec.mode == "self-signed":
-        return self_signed()
+        return Pem(*self_signed(), client_ca)
     assert spec.certificate is not None and spec.key is not None  # the configuration sees to it
     tls_context(TlsSpec(certificate=spec.certificate, key=spec.key))  # gRPC would say nothing of use
-    return _read(spec.certificate), _read(spec.key)
+    return Pem(_read(spec.certificate), _read(spec.key), client_ca)
 
 
 def credentials(pem: Pem | None) -> grpc.ServerCredentials | None:
     """Build gRPC's credentials; None for plain text."""
-    return None if pem is None else grpc.ssl_server_credentials([pem[::-1]])
+    if pem is None:
+        return None
+    return grpc.ssl_server_credentials(
+        [(pem.key, pem.certificate)],
+        root_certificates=pem.client_ca or None,
+        require_client_auth=bool(pem.client_ca),
+    )
 
 
-def self_signed() -> Pem:
+def _authorities(file: Path) -> bytes:
+    """Read the certificates that sign clients'. Raises ConfigError when the file has none."""
+    data = _read(file)
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=data.decode("ascii"))
+    except (UnicodeDecodeError, ssl.SSLError):
+        raise ConfigError(f"tls.client_ca: no certificates in {file}") from None
+    return data
+
+
+def self_signed() -> tuple[bytes, bytes]:
     """Make a certificate. Raises ConfigError where `cryptography` is missing."""
     try:
         from cryptography import x509

@@ -15,9 +15,10 @@ Rule 3. While a request is held no message of Envoy's is kept, and of the body o
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -41,6 +42,7 @@ from headway.hosts.envoy.config import EppConfig, ObjectiveSpec
 from headway.hosts.envoy.desk import Answer, Asked, Desk, Served
 from headway.hosts.envoy.messages import BUFFERED, FULL_DUPLEX_STREAMED
 from headway.hosts.envoy.replies import SUBSET, SUBSET_NAMESPACE, Replies
+from headway.hosts.envoy.upload import Upload, budget_of
 
 __all__ = ["Context", "Streams", "Tools"]
 
@@ -67,9 +69,16 @@ class Context(Protocol):
     async def abort(self, code: grpc.StatusCode, details: str = "") -> None:
         """End the stream with a status."""
 
+    def peer(self) -> str:
+        """Return the other end of the connection."""
+
 
 class _ProtocolError(Exception):
     """Envoy is not set up as it has to be, or is no Envoy."""
+
+
+class _SilentStreamError(Exception):
+    """A stream was opened and nothing came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,35 +98,59 @@ class Tools:
 
 
 class Streams:
-    """Serves ext_proc streams."""
+    """Serves ext_proc streams. `note(peer)` hears of the connection of each.
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    `arriving`: streams whose request is not complete. They are bounded as what waits is.
+    """
+
+    def __init__(self, tools: Tools, note: Callable[[str], None] = lambda peer: None) -> None:
+        self.tools = tools
+        self.note = note
+        self.budget = budget_of(tools.config)
+        self.open = 0
+        self.arriving = 0
         self._boot = secrets.token_hex(4)
         self._numbers = count(1)
-        self.open = 0
 
     async def process(self, _: AsyncIterator[Any], context: Context) -> None:
         """Serve one stream: the handler of `ExternalProcessor.Process`."""
+        if self.arriving >= self.tools.config.limits.buffer_requests:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests are arriving")
         self.open += 1
         try:
-            await _Stream(self._tools, context, self._name).run()
+            await _Stream(self, context).run()
         except _ProtocolError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except _SilentStreamError as error:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
         finally:
             self.open -= 1
 
-    def _name(self) -> str:
+    @contextmanager
+    def arrival(self) -> Iterator[None]:
+        """Count a stream whose request is arriving."""
+        self.arriving += 1
+        try:
+            yield
+        finally:
+            self.arriving -= 1
+
+    def name(self) -> str:
+        """Return an id for a request that has none."""
         return f"req-{self._boot}-{next(self._numbers)}"
 
 
 class _Stream:
-    def __init__(self, tools: Tools, context: Context, name: Callable[[], str]) -> None:
-        self._tools = tools
+    def __init__(self, streams: Streams, context: Context) -> None:
+        tools = self._tools = streams.tools
+        self._streams = streams
+        self._name = streams.name
+        self._peer = context.peer()
+        streams.note(self._peer)
+        self._upload = Upload(streams.budget, tools.config.limits.max_body_bytes)
         self._config = tools.config
         self._desk = tools.desk
         self._context = context
-        self._name = name
         self._replies = Replies()
         self._full_duplex = self._answer_full_duplex = True
         self._by_response = tools.config.accounting.by == "response"
@@ -125,7 +158,16 @@ class _Stream:
 
     async def run(self) -> None:
         """Answer the request, then see its answer by."""
-        first = await self._next()
+        try:
+            key = await self._place()
+        finally:
+            self._upload.release()
+        if key is not None:
+            await self._see_by(key)
+
+    async def _place(self) -> str | None:
+        """Answer the request; return its key, None when it was refused."""
+        first = await self._first()
         if first is None or first.WhichOneof("kind") != "request_headers":
             raise _ProtocolError("an ext_proc stream begins with request_headers")
         self._set_modes(first)
@@ -134,13 +176,24 @@ class _Stream:
             subset = _subset(first.metadata_context)
             ends = first.request_headers.end_of_stream
             del first  # nothing of Envoy's is kept while it is held
-            answer = await self._answer(headers, subset, ends)
+            return await self._answer(headers, subset, ends)
         except Refusal as refusal:
             path = headers.get(":path", "")
             self._tools.refused(path, headers.get("x-request-id", ""), refusal)
             await self._context.write(self._replies.refusal(refusal))
-            return
-        await self._see_by(answer)
+            return None
+
+    async def _first(self) -> Any:
+        """Return the first message; a stream that has none in time is ended."""
+        limit_s = self._config.limits.header_timeout_s
+        try:
+            with self._streams.arrival():
+                async with asyncio.timeout(limit_s) as timer:
+                    return await self._next()
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise _SilentStreamError(f"no message in {limit_s:g} s") from None
 
     def _set_modes(self, first: Any) -> None:
         """Take in how Envoy sends bodies."""
@@ -170,29 +223,31 @@ class _Stream:
             return answer.key
         if not self._full_duplex:
             await self._context.write(self._replies.go_on())
-        pieces, trailers = await self._read_body()
+        with self._streams.arrival():
+            trailers = await self._read_body()
+        pieces = self._upload.finish()
         if generates:
             answer, passed = await self._hold(headers, plain_path(unquote(path)), pieces, phase, subset)
         else:
             await self._tools.reader.check_passed_on(pieces)
             answer, passed = await self._desk.aside(phase, subset), {}
         at_body = not self._full_duplex
-        replies = [self._replies.destination(answer, passed, at_body=at_body)]
+        replies: Iterable[Any] = [self._replies.destination(answer, passed, at_body=at_body)]
         if self._full_duplex:
-            replies += self._replies.body(pieces, ends=not trailers)
+            replies = chain(replies, self._replies.body(pieces, ends=not trailers))
         if trailers:
-            replies.append(self._replies.trailers())
-        del pieces
+            replies = chain(replies, [self._replies.trailers()])
         await self._tell(answer, headers, replies)
         return answer.key
 
-    async def _tell(self, answer: Answer, headers: Mapping[str, str], replies: list[Any]) -> None:
+    async def _tell(self, answer: Answer, headers: Mapping[str, str], replies: Iterable[Any]) -> None:
         """Send what takes a request on its way.
 
         Envoy resets the stream when it has read what it needs, so that being cancelled here says nothing: its
         log does. Where there is none the stream is all that tells.
         """
-        self._desk.told(answer.key, headers.get("x-request-id", ""))
+        self._desk.told(answer.key, headers.get("x-request-id", ""), self._peer)
+        self._streams.note(self._peer)  # should the connection be gone by now, it is reported again
         try:
             for reply in replies:
                 await self._context.write(reply)
@@ -201,33 +256,24 @@ class _Stream:
                 self._desk.over(answer.key, Served(0))
             raise
 
-    async def _read_body(self) -> tuple[list[bytes], bool]:
-        """Return the pieces of the body, and whether trailers came after it. Raises Refusal (413, 408)."""
-        limits = self._config.limits
-        pieces: list[bytes] = []
-        size = 0
+    async def _read_body(self) -> bool:
+        """Take the body in; return whether trailers came after it. Raises Refusal (413, 429, 408)."""
         try:
-            async with asyncio.timeout(limits.body_timeout_s) as timer:
+            async with asyncio.timeout(self._config.limits.body_timeout_s) as timer:
                 while True:
                     message = await self._next()
                     kind = None if message is None else message.WhichOneof("kind")
                     if kind == "request_trailers":
-                        return pieces, True
+                        return True
                     if kind != "request_body":
                         raise _ProtocolError("a request's body is missing")
-                    piece = message.request_body
-                    size += len(piece.body)
-                    if size > limits.max_body_bytes:
-                        most = limits.max_body_bytes
-                        raise Refusal(413, "body_too_large", f"The body is larger than {most} bytes.")
-                    if piece.body:
-                        pieces.append(piece.body)
-                    if piece.end_of_stream or not self._full_duplex:
-                        return pieces, False
+                    self._upload.add(message.request_body.body)
+                    if message.request_body.end_of_stream or not self._full_duplex:
+                        return False
         except TimeoutError:
             if not timer.expired():
                 raise
-            message = f"No complete body in {limits.body_timeout_s:g} s."
+            message = f"No complete body in {self._config.limits.body_timeout_s:g} s."
             raise Refusal(408, "body_timeout", message) from None
 
     async def _hold(
@@ -249,12 +295,12 @@ class _Stream:
         if phase is Role.DECODE:
             await self._ask_for_time()
             await self._read(path, pieces, phase)
-            self._let_go(pieces)
+            self._let_go()
             return await self._desk.second(request_id, subset), passed
         flow = next((headers[each][:MOST_FLOW] for each in FLOW_HEADERS if each in headers), "")
         await self._ask_for_time()  # reading and counting tokens may take longer than Envoy's patience
         asked = await self._measure(path, pieces, request_id, slo, priority, flow, phase, subset)
-        self._let_go(pieces)
+        self._let_go()
         return await self._desk.place(asked), passed
 
     async def _measure(
@@ -283,7 +329,7 @@ class _Stream:
             lengths.exact(call),
             slo,
             priority,
-            size=sum(map(len, pieces)),
+            size=self._upload.size,
             flow=flow,
             phase=phase,
             subset=subset,
@@ -296,10 +342,10 @@ class _Stream:
         tools = self._tools
         return await tools.reader.read(path, pieces, steered=phase is not None, prefixes=tools.reads_prefixes)
 
-    def _let_go(self, pieces: list[bytes]) -> None:
+    def _let_go(self) -> None:
         """Keep no body that Envoy keeps."""
         if not self._full_duplex:
-            pieces.clear()
+            self._upload.release()
 
     async def _ask_for_time(self) -> None:
         """Where Envoy's clock runs, ask it to wait as long as a request may be held."""

@@ -22,6 +22,7 @@ from headway.hosts.envoy.desk import Answer, Asked, Served
 
 __all__ = [
     "Aside",
+    "Broke",
     "BrokeOff",
     "Denied",
     "Drain",
@@ -52,12 +53,13 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Start(Message, frozen=True):
-    """Listen. `config`: as JSON; `certificate`, `key`: in PEM, empty for plain text."""
+    """Listen. `config`: as JSON; `certificate`, `key`, `client_ca`: in PEM, empty for plain text."""
 
     config: bytes
     port: int
     certificate: bytes
     key: bytes
+    client_ca: bytes
     reads_prefixes: bool
     ready: bool
 
@@ -131,6 +133,7 @@ class Told(Message, frozen=True):
 
     key: str
     envoy_id: str
+    peer: str
 
 
 class FirstByte(Message, frozen=True):
@@ -152,6 +155,7 @@ class Over(Message, frozen=True):
 
     key: str
     served: Served
+    peer: str
 
 
 class BrokeOff(Message, frozen=True):
@@ -159,6 +163,13 @@ class BrokeOff(Message, frozen=True):
 
     envoy_id: str
     served: Served
+    peer: str
+
+
+class Broke(Message, frozen=True):
+    """See `Desk.broke`."""
+
+    peer: str
 
 
 class Refused(Message, frozen=True):
@@ -196,7 +207,7 @@ class Drain(Message, frozen=True):
 
 _AnyMessage = (
     Start | Up | Place | Second | Aside | Withdraw | Placed | Denied | Told | FirstByte | Tokens | Over
-    | BrokeOff | Refused | Open | Ready | Drain | Drained
+    | Broke | BrokeOff | Refused | Open | Ready | Drain | Drained
 )  # fmt: skip
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_AnyMessage)
