@@ -8,6 +8,7 @@ Rule 3. Which sites may read an answer is the front door's to say, so an engine'
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 __all__ = [
@@ -79,17 +80,30 @@ def headers_for_client(headers: Mapping[str, str], engine_url: str) -> dict[str,
 
     Names are in lower case, and come out as `Retry-After`: none can come twice beside the front door's own.
     """
-    engine = urlsplit(engine_url).netloc.lower()
-    dropped = HOP_BY_HOP | nominated(headers)
+    engine = _netloc(engine_url)
+    dropped = nominated(headers)
     kept = {}
     for name, value in headers.items():
-        if name in dropped or name in _DROPPED or name.startswith(_DROPPED_PREFIXES):
+        shown = _shown(name)
+        if shown is None or name in dropped:
             continue
         if name in _URLS:
             value = _relative(value, engine)
         if engine not in value.lower():
-            kept[name.title()] = value
+            kept[shown] = value
     return kept
+
+
+@lru_cache(maxsize=1024)
+def _shown(name: str) -> str | None:
+    """Return how a client sees the name of an engine's header; None: not at all."""
+    hidden = name in HOP_BY_HOP or name in _DROPPED or name.startswith(_DROPPED_PREFIXES)
+    return None if hidden else name.title()
+
+
+@lru_cache(maxsize=4096)
+def _netloc(url: str) -> str:
+    return urlsplit(url).netloc.lower()
 
 
 def nominated(headers: Mapping[str, str]) -> frozenset[str]:
