@@ -3,17 +3,22 @@
 import asyncio
 import gzip
 import json
+import posixpath
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import aiohttp
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from standins import ANSWER, DONE, EVENT, StandIn, chat, error_of, gateway, run, running, until
 from test_gateway_disaggregated import config
 
 from headway.core.events import Role
 from headway.front.errors import Refusal
+from headway.front.requests import plain_path
 from headway.hosts.gateway.endpoints import ENDPOINTS, Kind, find, roles_for
 
 OPERATORS = {"enabled": True}
@@ -349,3 +354,34 @@ def test_an_unknown_model_is_refused_and_default_means_the_one_that_is_served():
             assert engine.requests[0][2] == {"model": "tiny", "input": "x"}
 
     run(check())
+
+
+def _read_as(path):
+    """Return the paths that an engine, or a proxy before it, may take one for."""
+    found = {path}
+    for _ in range(3):
+        found |= {unquote(each) for each in found}
+    found |= {posixpath.normpath(each) for each in found} | {each.partition(";")[0] for each in found}
+    found |= {each.replace("\\", "/") for each in found}
+    return {plain_path(each) for each in found}
+
+
+pieces = st.sampled_from(
+    "/ // . .. %2f %2e %25 \\ ; ? v1 V1 generate %67enerate chat completions flush_cache messages responses "
+    "embeddings x %63 \u00e9 \0".split()
+)
+
+
+@given(st.lists(pieces, max_size=9).map("".join), st.sampled_from(["/", "/v1/", ""]))
+@settings(max_examples=2000, deadline=None)
+def test_no_spelling_of_a_path_slips_past_the_table(rest, beginning):
+    path = beginning + rest
+    try:
+        found = find(path)
+    except Refusal:
+        return
+    if found is not None and found not in ENDPOINTS:
+        listed = {each.path for each in ENDPOINTS}
+        assert found.kind in (Kind.COMPUTED, Kind.GATEWAY, Kind.REFUSED)
+        if found.kind is Kind.COMPUTED:  # passed on as it came
+            assert not _read_as(path) & listed, path

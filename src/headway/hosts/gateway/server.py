@@ -1,33 +1,32 @@
 """Answer clients' requests: find what a path is (`endpoints.py`), check who asks and how much, and refuse.
 
 Generations go to `Serving`, what the policy does not place to `Passthrough`, and what concerns every engine
-to `Broadcast`. Health, readiness, metrics and the list of models are answered here.
+to `Broadcast`. What concerns the gateway itself is in `OwnPages`.
 """
 
 import asyncio
 import re
 import secrets
-from collections import Counter
 from collections.abc import Sequence
 from itertools import count
 
 from headway.core.request import Slo
 from headway.front.access import Gate
-from headway.front.admin import metrics_page
 from headway.front.body_reader import BodyReader
 from headway.front.content_coding import decode_body
-from headway.front.errors import Refusal, model_not_found, unavailable
+from headway.front.errors import Refusal, unavailable
 from headway.front.keys import CLIENT_NAME, Client, ClientKeys
 from headway.front.lease import Elector
 from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
-from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, json_answer, refused
+from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, refused
 from headway.front.requests import Call, read_targets
 from headway.front.workers import Workers
 from headway.hosts.gateway.broadcast import Broadcast
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.cors import Cors
 from headway.hosts.gateway.endpoints import Endpoint, Kind, find, is_operated
+from headway.hosts.gateway.own_pages import OwnPages
 from headway.hosts.gateway.passthrough import Passthrough
 from headway.hosts.gateway.sequences import Sequences
 from headway.hosts.gateway.serving import Serving
@@ -64,18 +63,8 @@ class PublicSide:
         reader: BodyReader,
     ) -> None:
         self.draining = False
-        self.routes: Routes = {
-            ("GET", "/health"): self._health,
-            ("GET", "/ready"): self._ready,
-            ("GET", "/liveness"): self._health,
-            ("GET", "/readiness"): self._ready,
-            **{("HEAD", path): self._health for path in ("/health", "/liveness")},
-            **{("HEAD", path): self._ready for path in ("/ready", "/readiness")},
-            **{(method, "/ping"): self._ready for method in ("GET", "POST")},
-            **{(method, "/health_generate"): self._ready for method in ("GET", "HEAD")},
-            ("GET", "/metrics"): self._metrics,
-            ("GET", "/v1/models"): self._models,
-        }
+        self._pages = OwnPages(workers, elector, metrics, metrics_gate, lambda: self.draining)
+        self.routes: Routes = dict(self._pages.routes)
         self.operator_routes: Routes = {}
         self._operators_here = config.worker_api.enabled
         self._cors = Cors(config.cors)
@@ -87,11 +76,8 @@ class PublicSide:
         self._passthrough = passthrough
         self.tunnels = Tunnels(passthrough, serving.buffer, config.limits)
         self._broadcast = broadcast
-        self._workers = workers
-        self._elector = elector
         self._counts = metrics
         self._keys = keys
-        self._metrics_gate = metrics_gate
         self._operators_gate = operators_gate
         self._access_log = access_log
         self._reader = reader
@@ -140,9 +126,9 @@ class PublicSide:
 
     async def _answer(self, request: HttpRequest) -> HttpResponse | None:
         route = self.routes.get((request.method, request.path))
-        if route is not None:
-            return await route(request)
         try:
+            if route is not None:
+                return await route(request)
             endpoint = find(request.path)
         except Refusal as refusal:
             return self._refuse(refusal)
@@ -154,7 +140,7 @@ class PublicSide:
             case Kind.SCHEDULED:
                 return await self._generate(request)
             case Kind.GATEWAY:
-                return await self._model(request)
+                return await self._describe_model(request)
             case Kind.REFUSED:
                 message = f"The gateway does not serve {endpoint.path}. {endpoint.why}"
                 return self._refuse(Refusal(501, "not_served", message))
@@ -170,6 +156,12 @@ class PublicSide:
         if allowed:
             return self._wrong_method(allowed)
         return self._refuse(Refusal(404, "unknown_path", f"There is no {request.path[:100]!r} here."))
+
+    async def _describe_model(self, request: HttpRequest) -> HttpResponse:
+        try:
+            return await self._pages.model(request)
+        except Refusal as refusal:
+            return self._refuse(refusal)
 
     def _wrong_method(self, allowed: Sequence[str]) -> HttpResponse:
         answer = self._refuse(Refusal(405, "method_not_allowed", f"Use {' or '.join(allowed)}."))
@@ -292,33 +284,6 @@ class PublicSide:
     def _passed_on(self, request: HttpRequest, request_id: str, status: int) -> None:
         self._counts.refused(status)
         self._access_log.passed_on(request.method, request.path, request_id, status)
-
-    async def _models(self, request: HttpRequest) -> HttpResponse | None:
-        cards = self._workers.catalog.cards()
-        return json_answer({"object": "list", "data": [cards[name].described() for name in sorted(cards)]})
-
-    async def _model(self, request: HttpRequest) -> HttpResponse | None:
-        name, cards = request.path.removeprefix("/v1/models/"), self._workers.catalog.cards()
-        if name not in cards:
-            return self._refuse(model_not_found(name))
-        return json_answer(cards[name].described())
-
-    async def _health(self, request: HttpRequest) -> HttpResponse | None:
-        return json_answer({"status": "ok"})
-
-    async def _ready(self, request: HttpRequest) -> HttpResponse | None:
-        ready = self._workers.ready() and self._elector.leads() and not self.draining
-        told: dict[str, object] = {"ready": ready}
-        told["workers"] = Counter(worker.state.value for worker in self._workers)
-        if self._elector.shared:
-            told["leader"] = self._elector.standing()
-        return json_answer(told, 200 if ready else 503)
-
-    async def _metrics(self, request: HttpRequest) -> HttpResponse | None:
-        try:
-            return metrics_page(self._metrics_gate, self._counts, request)
-        except Refusal as refusal:
-            return self._refuse(refusal)
 
     def _refused(self, path: str, request_id: str, refusal: Refusal) -> None:
         self._counts.refused(refusal.status)
