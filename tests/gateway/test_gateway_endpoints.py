@@ -367,8 +367,32 @@ def _read_as(path):
 
 
 pieces = st.sampled_from(
-    "/ // . .. %2f %2e %25 \\ ; ? v1 V1 generate %67enerate chat completions flush_cache messages responses "
-    "embeddings x %63 \u00e9 \0".split()
+    [
+        "/",
+        "//",
+        ".",
+        "..",
+        "%2f",
+        "%2e",
+        "%25",
+        "\\",
+        ";",
+        "?",
+        "v1",
+        "V1",
+        "generate",
+        "%67enerate",
+        "chat",
+        "completions",
+        "flush_cache",
+        "messages",
+        "responses",
+        "embeddings",
+        "x",
+        "%63",
+        "é",
+        "\x00",
+    ]
 )
 
 
