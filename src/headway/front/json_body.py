@@ -88,7 +88,8 @@ def whole(field: Field, name: str, least: int) -> int | None:
     """Return a whole number as the engines read it (3, 3.0, "3"), None for null and for an absent field."""
     if isinstance(field, msgspec.UnsetType):
         return None
-    value = _scalar_of(field, name)
+    raw = bytes(field)
+    value = int(raw) if raw.isdigit() and len(raw) <= 10 else _scalar_of(field, name)
     if isinstance(value, str):
         digits = value.strip()
         value = int(digits) if len(digits) <= 10 and digits.removeprefix("-").isdecimal() else 0.5
@@ -105,6 +106,8 @@ def flag(field: Field, name: str) -> bool:
     """Return a boolean as the engines read it (true, 1, "true", "yes"); null or absent is false."""
     if isinstance(field, msgspec.UnsetType):
         return False
+    if (raw := bytes(field)) in (b"true", b"false"):
+        return raw == b"true"
     value = _scalar_of(field, name)
     if value is None or isinstance(value, bool):
         return bool(value)

@@ -65,7 +65,10 @@ class Metrics:
             "headway_queue_seconds", "From arrival to dispatch", buckets=_SECONDS, registry=self.registry
         )
         self._ttft = Histogram(
-            "headway_ttft_seconds", "From arrival to the first byte", buckets=_SECONDS, registry=self.registry
+            "headway_ttft_seconds",
+            "From arrival to the first token",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self._tpot = Histogram(
             "headway_tpot_seconds", "Per token after the first", buckets=_TPOT_SECONDS, registry=self.registry

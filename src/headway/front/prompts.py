@@ -54,6 +54,7 @@ class Prompt:
 
     def __init__(self) -> None:
         self.texts: list[tuple[str, bytes]] = []
+        self.text_bytes = 0
         self.other_parts = 0
         self.sequences = 1
         self.token_ids: int | None = None
@@ -66,6 +67,7 @@ class Prompt:
             message = f"The body has more than {MOST_TEXTS} texts."
             raise bad_request(message, code="body_too_complex")
         self.texts.append((role, text))
+        self.text_bytes += len(text)
         if not self.other_parts:
             self._alike = len(self.texts)
 
@@ -135,7 +137,8 @@ class Prompt:
         except msgspec.DecodeError:
             raise _no_prompt(name) from None
         self._count(len(texts), name)
-        self.texts += [("", text.encode()) for text in texts]
+        for text in texts:
+            self.add_text("", text.encode())
         self._alike = len(texts) if len(texts) == 1 else 0
 
     def _add_ids(self, raw: bytes, name: str) -> None:
@@ -167,11 +170,6 @@ class Prompt:
         self.sequences = sequences
 
     # What is kept of it
-
-    @property
-    def text_bytes(self) -> int:
-        """Length of all texts."""
-        return sum(len(text) for _, text in self.texts)
 
     def prefix(self, model: str | None) -> tuple[int, ...]:
         """Return the hashes of its blocks (`prefixes.py`)."""

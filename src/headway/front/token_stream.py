@@ -52,11 +52,11 @@ class EventWeights:
 
 
 class TokenStream:
-    """One stream. `started`: the first token came. `error`: the data of the first error event. `events`: how
-    many came from the first token on.
+    """One stream. `started`: the first token came. `events`: how many came from the first token on. `error`:
+    the data of an error event; of one after the first token, once the stream is finished.
     """
 
-    __slots__ = ("_before", "_held", "_held_bytes", "_last", "_open", "error", "events", "started")
+    __slots__ = ("_before", "_held", "_held_bytes", "_last", "_line", "_open", "error", "events", "started")
 
     def __init__(self) -> None:
         self.started = False
@@ -66,21 +66,25 @@ class TokenStream:
         self._held_bytes = 0
         self._open = bytearray()  # an event that is not whole yet
         self._before = self._last = b""  # the last pieces with whole events
+        self._line = b"\ndata:"
 
     def add(self, piece: bytes) -> bytes:
         """Take in a piece; return what goes to the client now: nothing before the first token."""
         whole = self._cut(piece) if self._open or not piece.endswith(_ENDS) else piece
         if not self.started:
             return self._begin(whole)
-        if whole:
-            self._before, self._last = self._last, whole
-            self.events += whole.startswith(b"data:") + whole.count(b"\ndata:")
-            if b'"error"' in whole or b"\rdata:" in whole:
-                self._look_closer(whole)
+        events = whole.count(self._line) + whole.startswith(b"data:")
+        if events:
+            self.events += events
+            self._before = self._last
+            self._last = whole
         return piece
 
     def finish(self) -> bytes:
-        """Note the end of the stream; return what is left for the client."""
+        """Note the end of the stream, where errors are; return what is left for the client."""
+        if self.error is None:
+            last = event_data((self._before + self._last)[-TAIL_BYTES:])
+            self.error = next((data for data in last if kind_of(data) is EventKind.ERROR), None)
         held, self._held = self._held, []
         return b"" if self.started else b"".join((*held, self._open))
 
@@ -140,17 +144,10 @@ class TokenStream:
             self.started = True
         if not self.started:
             return b""
+        if b"\n" not in whole:
+            self._line = b"\rdata:"
         held, self._held = self._held, []
         return b"".join((*held, self._open))  # what comes next is passed on as it comes
-
-    def _look_closer(self, whole: bytes) -> None:
-        """Look for an error, and count events whose lines end with CR."""
-        found = event_data(whole)
-        if b"\n" not in whole:
-            self.events += whole.count(b"\rdata:")
-        for data in found:
-            if self.error is None and kind_of(data) is EventKind.ERROR:
-                self.error = data
 
 
 def _reported(last: list[bytes]) -> Usage | None:

@@ -132,6 +132,7 @@ class AnswerAccount:
             if self._tokens is None:
                 self._count(*usage_of(self._tail))
             else:
+                self._tokens.finish()
                 self._count(*self._tokens.usage(self._weights, self._endpoint or ""))
                 if self._tokens.error is not None and 0 < self._status < 400:
                     self._status = error_status(self._tokens.error)

@@ -241,6 +241,7 @@ class Legs:
             raise self._broken(worker, error) from None
         finally:
             idle.stop()
+        tokens.finish()
         self._note(flight, tokens.usage(self._weights, worker.name))
         if tokens.error is None:
             flight.engine_done(self._feed)
