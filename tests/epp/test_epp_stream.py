@@ -100,6 +100,28 @@ def test_buffered_headers_go_on_and_the_body_is_answered_with_the_place():
     run(test())
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "tokens"),
+    [
+        ("/v1/messages", b'{"messages":[{"role":"user","content":"x"}],"max_tokens":9}', 9),
+        ("/v1/responses", b'{"input":"x","max_output_tokens":9}', 9),
+        ("/generate", b'{"text":"x","sampling_params":{"max_new_tokens":9}}', 9),
+    ],
+)
+def test_generations_of_other_apis_are_placed_by_the_policy_too(path, body, tokens):
+    async def test():
+        stage = Stage()
+        envoy = Envoy(stage)
+        envoy.headers(path)
+        envoy.body(body)
+        await envoy.turn()
+        assert envoy.destination[0].startswith("10.0.0.") and stage.driver.requests == 1
+        assert [request.max_output_tokens for request in stage.arrived()] == [tokens]
+        await envoy.end()
+
+    run(test())
+
+
 def test_without_a_body_the_headers_are_answered_with_a_place():
     async def test():
         stage = Stage()
