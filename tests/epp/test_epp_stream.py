@@ -241,9 +241,10 @@ def test_bad_bodies_are_answered_in_the_shape_clients_know(mode, body, expected)
 
 def test_without_an_engine_it_is_a_503_with_when_to_come_back():
     async def test():
-        stage = Stage()
+        stage = Stage(limits={"no_engine_timeout_s": 0.02})
         for worker in stage.workers:
             worker.draining = True
+            stage.driver.feed(InstanceDraining(worker.name))
         envoy = Envoy(stage)
         envoy.headers()
         envoy.body()

@@ -62,7 +62,7 @@ def test_what_is_passed_on_counts_against_the_bounds():
 
 def test_an_engine_that_hangs_is_given_up_and_one_that_answers_nobody_ejected():
     async def check():
-        limits = {"first_byte_timeout_s": 0.05}
+        limits = {"answer_timeout_s": 0.05}
         health = {"interval_s": 60.0, "eject_after": 2}
         async with StandIn() as engine, gateway([engine], limits=limits, health=health) as (front, client):
             engine.go.clear()

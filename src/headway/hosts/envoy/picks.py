@@ -130,12 +130,10 @@ class Picks:
         """Hold a generation until it has its place; within a hint the policy could not keep to, at once.
 
         Raises Refusal: 429 when there is no room or it is shed, 4xx for what no engine could serve, 503
-        without an engine and where another replica may place. Cancelled, withdraws it.
+        when no engine comes up in time and where another replica may place. Cancelled, withdraws it.
         """
         roles = self._roles(asked.phase)
-        if not await self._workers.until(
-            lambda: all(self.endpoints.able(role) for role in roles), self._config.limits.no_engine_timeout_s
-        ):
+        if asked.subset is not None and not all(self.endpoints.able(role) for role in roles):
             raise unavailable("no_engine", "No engine is up that could take the request.")
         model = await self._workers.catalog.resolve(asked.model)
         if self.endpoints.leaves_out(asked.subset, roles, model):

@@ -130,7 +130,7 @@ class Passthrough:
     ) -> int:
         """Send the request and stream its answer until it is over or given up."""
         silence = engine_failed(504)
-        scope = asyncio.timeout(self._limits.first_byte_timeout_s)
+        scope = asyncio.timeout(self._limits.answer_timeout_s)
         passing = _Passing(sink, scope, silence)
         worker.legs.add(passing)
         try:
@@ -174,7 +174,7 @@ class Passthrough:
 
     def _blame(self, worker: Worker, sink: Sink) -> None:
         """Count a silence as the engine's failure, if it answered no other request meanwhile."""
-        patience_s = self._limits.idle_timeout_s if sink.started else self._limits.first_byte_timeout_s
+        patience_s = self._limits.idle_timeout_s if sink.started else self._limits.answer_timeout_s
         if self._clock() - worker.health.answered_s >= patience_s:
             self._workers.silent(worker, f"{worker.name} was silent for too long")
 

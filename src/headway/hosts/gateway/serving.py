@@ -185,6 +185,7 @@ class Serving:
                 recalls += 1
                 if recalls > MOST_RECALLS:
                     raise unavailable("recalled", "The engines fall silent again and again.") from None
+                flight.hold_began_s = None
                 self._wait_again(flight)
             except LegError as error:
                 status = await self._leg_failed(flight, error)
