@@ -53,8 +53,8 @@ class Ours:
     def on_head_begins(self):
         pass
 
-    def on_head(self, head):
-        self.requests.append([head.method, head.target, b""])
+    def on_head(self, method, target, fields, keep_alive, old, upgrades):
+        self.requests.append([method, target.text, b""])
 
     def on_piece(self, piece):
         self.requests[-1][2] += piece

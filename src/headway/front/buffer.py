@@ -37,13 +37,16 @@ class ReceivedBytes:
 
     def add(self, size: int) -> None:
         """Count bytes that were just received. Raises Refusal (429) when the budget is spent."""
-        self._budget.take(size)
+        budget = self._budget
+        if budget.used + size > budget.most_bytes:
+            budget.take(size)  # raises
+        budget.used += size
         self.size += size
 
     def release(self) -> None:
         """Count the body out: it is dropped, or `Buffer.admit` counts it from here on."""
-        size, self.size = self.size, 0
-        self._budget.give(size)
+        self._budget.used -= self.size
+        self.size = 0
 
 
 class Buffer:

@@ -11,14 +11,14 @@ Rule 3. The parser does a bounded amount of work in one turn of the event loop, 
 
 import re
 from functools import lru_cache
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 from urllib.parse import unquote
 
 import httptools
 
 from headway.front.errors import Refusal
 
-__all__ = ["Head", "Receiver", "RequestReader", "split_target"]
+__all__ = ["Receiver", "RequestReader", "split_target"]
 
 #: Bytes of one header field, and fields of one request; of all together with the request line.
 MOST_FIELD_BYTES, MOST_FIELDS, MOST_HEAD_BYTES = 16_384, 100, 65_536
@@ -30,21 +30,19 @@ MOST_STEPS = 256
 CHUNK_FRAME_BYTES = 16
 #: A Host is a name or an address with a port; empty where the target has no authority.
 _HOST = re.compile(r"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
+#: Names of headers in lower case, so many of them. A dict is faster than a cached function.
+_LOWER: dict[bytes, str] = {}
+MOST_NAMES = 256
 _REFUSED_METHODS = ("CONNECT", "TRACE")
 
 
-class Head:
-    """The head of a request. Names of headers are in lower case; values of equal names are joined."""
+class Target(NamedTuple):
+    """The target of a request: its path, decoded; its query; both as they came; its authority, if any."""
 
-    __slots__ = ("fields", "keep_alive", "method", "old", "path", "query", "target", "upgrades")
-
-    def __init__(self, method: str, url: bytes, fields: dict[str, str]) -> None:
-        self.method = method
-        self.fields = fields
-        self.path, self.query, self.target, authority = split_target(url)
-        if authority is not None:
-            fields["host"] = authority  # RFC 9112 §3.2.2: the target's takes the place of the header's
-        self.keep_alive = self.old = self.upgrades = False
+    path: str
+    query: str
+    text: str
+    authority: str | None
 
 
 class Receiver(Protocol):
@@ -53,8 +51,14 @@ class Receiver(Protocol):
     def on_head_begins(self) -> None:
         """Called at the first byte of a request."""
 
-    def on_head(self, head: Head) -> None:
-        """Called when the head is complete and sound."""
+    def on_head(
+        self, method: str, target: Target, fields: dict[str, str], keep_alive: bool, old: bool, upgrades: bool
+    ) -> None:
+        """Called when the head is complete and sound.
+
+        Names of header `fields` are in lower case, values of equal names are joined. `old`: HTTP/1.0.
+        `upgrades`: another protocol is offered.
+        """
 
     def on_piece(self, piece: bytes) -> None:
         """Called with each piece of the body."""
@@ -78,10 +82,11 @@ class RequestReader:
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._fields: dict[str, str] = {}
-        self._field_count = self._head_bytes = 0
+        self._repeated = self._head_bytes = 0
         self._in_trailer = self._mixed = False  # mixed: the last bytes held more than a part of one head
         self._is_last = False  # no request can follow
         self._chunked = False
+        self._left = 0  # bytes of a body by its length
         self._chunks = self._frame_bytes = 0  # of the chunked body under way
         self._offers_upgrade = self._resumes = False
         self._steps = 0
@@ -97,10 +102,13 @@ class RequestReader:
         if len(data) <= SLICE_BYTES:
             self._parse(data)
             return b""
-        for start in range(0, len(data), SLICE_BYTES):
+        start = 0
+        while start < len(data):
             if start and (self._steps > MOST_STEPS or self._receiver.is_full()):
                 return data[start:]
-            self._parse(data[start : start + SLICE_BYTES])
+            end = start + max(SLICE_BYTES, self._left)  # a body by its length is no work
+            self._parse(data[start:end])
+            start = end
         return b""
 
     def _parse(self, data: bytes) -> None:
@@ -154,7 +162,7 @@ class RequestReader:
             return
         self.in_head = True
         self._url, self._fields = b"", {}
-        self._field_count = self._head_bytes = 0
+        self._repeated = self._head_bytes = 0
         self._steps += 1
         self._receiver.on_head_begins()
 
@@ -170,17 +178,17 @@ class RequestReader:
         """Keep a header; of equal ones, all. Trailers are read and not kept."""
         if not self.in_head:
             return
-        self._field_count += 1
-        if len(name) + len(value) > MOST_FIELD_BYTES or self._field_count > MOST_FIELDS:
+        fields = self._fields
+        count = len(fields)
+        if len(name) + len(value) > MOST_FIELD_BYTES or count + self._repeated >= MOST_FIELDS:
             self._stop(_head_too_large())
-        key, text = _lower(name), value.decode("latin-1")
-        known = self._fields.get(key)
-        if known is None:
-            self._fields[key] = text
-        elif key == "host":
-            self._stop(_bad("The request has several Host headers."))
-        else:
-            self._fields[key] = f"{known}, {text}"
+        key, text = _LOWER.get(name) or _lower(name), value.decode("latin-1")
+        known = fields.setdefault(key, text)
+        if len(fields) == count:
+            self._repeated += 1
+            if key == "host":
+                self._stop(_bad("The request has several Host headers."))
+            fields[key] = f"{known}, {text}"
 
     def on_headers_complete(self) -> None:
         """Check the head and hand it over."""
@@ -192,17 +200,20 @@ class RequestReader:
         if version not in ("1.0", "1.1"):
             self._stop(Refusal(505, "bad_http", "HTTP/1.1 is spoken here."))
         try:
-            head = Head(parser.get_method().decode("latin-1"), self._url, fields)
+            target = split_target(self._url)
         except httptools.HttpParserInvalidURLError:
             self._stop(_bad("The request's target is no path."))
-        self._check(head.method, version)
-        head.keep_alive = parser.should_keep_alive()
-        head.old = version == "1.0"
-        head.upgrades = self._offers_upgrade = parser.should_upgrade()
-        self._is_last = not head.keep_alive
+        method = parser.get_method().decode("latin-1")
+        self._check(method, version)
+        if target.authority is not None:
+            fields["host"] = target.authority  # RFC 9112 §3.2.2: it takes the place of the header's
+        keep_alive = parser.should_keep_alive()
+        self._is_last = not keep_alive
         self._chunked = "transfer-encoding" in fields
+        self._left = int(fields.get("content-length", 0))
         self._chunks = self._frame_bytes = 0
-        self._receiver.on_head(head)
+        self._offers_upgrade = "upgrade" in fields and parser.should_upgrade()
+        self._receiver.on_head(method, target, fields, keep_alive, version == "1.0", self._offers_upgrade)
 
     def _check(self, method: str, version: str) -> None:
         """Refuse what others may read in another way (rule 2)."""
@@ -211,7 +222,7 @@ class RequestReader:
         if host is None:
             if version == "1.1":
                 self._stop(_bad("The request has no Host header."))
-        elif not _HOST.fullmatch(host.strip()):
+        elif not _is_host(host):
             self._stop(_bad("The Host header is no host."))
         coding = fields.get("transfer-encoding")
         if coding is not None:
@@ -232,7 +243,9 @@ class RequestReader:
     def on_body(self, piece: bytes) -> None:
         """Hand a piece of the body over."""
         self._in_trailer = False
-        self._frame_bytes -= len(piece)
+        size = len(piece)
+        self._frame_bytes -= size
+        self._left -= size
         self._receiver.on_piece(piece)
 
     def on_message_complete(self) -> None:
@@ -240,6 +253,7 @@ class RequestReader:
         if self._offers_upgrade:
             return
         self._in_trailer, self._mixed, self._chunked = False, True, False
+        self._left = 0
         self._receiver.on_end()
 
     def _stop(self, problem: Refusal) -> NoReturn:
@@ -249,11 +263,13 @@ class RequestReader:
 
 
 @lru_cache(maxsize=256)
-def split_target(url: bytes) -> tuple[str, str, str, str | None]:
-    """Split a request's target: return its path, decoded; its query; both as they came; its authority.
+def _is_host(text: str) -> bool:
+    return _HOST.fullmatch(text.strip()) is not None
 
-    The authority is None unless the target is a whole URL. Raises HttpParserInvalidURLError.
-    """
+
+@lru_cache(maxsize=256)
+def split_target(url: bytes) -> Target:
+    """Split a request's target. Raises HttpParserInvalidURLError."""
     parts = httptools.parse_url(url)
     authority = None
     if parts.schema is not None:
@@ -267,13 +283,15 @@ def split_target(url: bytes) -> tuple[str, str, str, str | None]:
     path = (parts.path or b"/").decode("latin-1")
     query = "" if parts.query is None else parts.query.decode("latin-1")
     decoded = unquote(path) if "%" in path else path
-    return decoded, query, f"{path}?{query}" if query else path, authority
+    return Target(decoded, query, f"{path}?{query}" if query else path, authority)
 
 
-@lru_cache(maxsize=256)
 def _lower(name: bytes) -> str:
     """Return a header's name in lower case."""
-    return name.decode("latin-1").lower()
+    text = name.decode("latin-1").lower()
+    if len(_LOWER) < MOST_NAMES:
+        _LOWER[name] = text
+    return text
 
 
 def _bad(message: str) -> Refusal:

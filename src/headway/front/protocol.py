@@ -25,7 +25,7 @@ import orjson
 
 from headway.front.buffer import ReceivedBytes
 from headway.front.errors import Refusal, release_frames
-from headway.front.framing import Head, RequestReader
+from headway.front.framing import RequestReader, Target
 
 if TYPE_CHECKING:
     from headway.front.listener import Listener
@@ -101,13 +101,25 @@ class HttpRequest:
         "upgrades",
     )
 
-    def __init__(self, connection: "Connection", head: Head, received: ReceivedBytes) -> None:
+    def __init__(
+        self,
+        connection: "Connection",
+        received: ReceivedBytes,
+        method: str,
+        target: Target,
+        headers: dict[str, str],
+        keep_alive: bool,
+        old: bool,
+        upgrades: bool,
+    ) -> None:
         self.connection = connection
         self.received = received
-        self.method = head.method
-        self.headers = head.fields
-        self.path, self.query_string, self.target = head.path, head.query, head.target
-        self.keep_alive, self.old, self.upgrades = head.keep_alive, head.old, head.upgrades
+        self.method = method
+        self.headers = headers
+        self.path, self.query_string, self.target, _ = target
+        self.keep_alive = keep_alive
+        self.old = old
+        self.upgrades = upgrades
         self.answer_headers: Mapping[str, str] = {}
         self.complete = False
         self._body: bytes | bytearray = b""
@@ -252,9 +264,10 @@ class Connection(asyncio.Protocol):
             self._broken(problem.with_traceback(None))
             return
         full = self.is_full()
-        if self._parked and not full:
-            self._loop.call_soon(self._parse_on)
-        self._pause(full or bool(self._parked))
+        if full or self._parked or self._unread:
+            if self._parked and not full:
+                self._loop.call_soon(self._parse_on)
+            self._pause(full or bool(self._parked))
 
     def _parse_on(self) -> None:
         """Go on with what is parked, unless requests before it still wait."""
@@ -312,9 +325,12 @@ class Connection(asyncio.Protocol):
         """Expect a complete head, soon."""
         self.deadline_s = self._loop.time() + self._listener.header_timeout_s
 
-    def on_head(self, head: Head) -> None:
+    def on_head(
+        self, method: str, target: Target, fields: dict[str, str], keep_alive: bool, old: bool, upgrades: bool
+    ) -> None:
         """Handle the request, in its turn."""
-        request = HttpRequest(self, head, ReceivedBytes(self._listener.budget))
+        received = ReceivedBytes(self._listener.budget)
+        request = HttpRequest(self, received, method, target, fields, keep_alive, old, upgrades)
         self._reading = request
         self._queue.append(request)
         self._kick()
@@ -409,33 +425,30 @@ class Connection(asyncio.Protocol):
         if self._unread and not self._queue:
             self._parse_on()
         try:
-            return await self._answer_to(request)
+            try:
+                response = await self._listener.handler(request)
+            except ConnectionError:
+                raise
+            except Exception:
+                _log.exception("a request failed inside the gateway")
+                if self.began:
+                    self.abort()
+                    return False
+                response = refused(Refusal(500, "internal_error", "The gateway failed; this is a bug."))
+            if response is not None:
+                self.answer(request, response.status, response.headers, response.body)
+            elif not self.ended:
+                self.close()
+                return False
+            keep = self._keeps(request)
+            if not keep:
+                self._end_kindly()
+            return keep
         finally:
             self._current = None
             if self._reading is request:
                 self._reading = None
             request.release()
-
-    async def _answer_to(self, request: HttpRequest) -> bool:
-        try:
-            response = await self._listener.handler(request)
-        except ConnectionError:
-            raise
-        except Exception:
-            _log.exception("a request failed inside the gateway")
-            if self.began:
-                self.abort()
-                return False
-            response = refused(Refusal(500, "internal_error", "The gateway failed; this is a bug."))
-        if response is not None:
-            self.answer(request, response.status, response.headers, response.body)
-        elif not self.ended:
-            self.close()
-            return False
-        keep = self._keeps(request)
-        if not keep:
-            self._end_kindly()
-        return keep
 
     def _keeps(self, request: HttpRequest) -> bool:
         """Whether the connection goes on after the answer to this request."""
@@ -476,13 +489,15 @@ class Connection(asyncio.Protocol):
     def answer(self, request: HttpRequest, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Send a whole answer. Raises ConnectionResetError."""
         self.began = self.ended = True
-        headers = {**headers, **request.answer_headers}
+        if request.answer_headers:
+            headers = {**headers, **request.answer_headers}
         self._answer(status, headers, body, keep=self._keeps(request), bodiless=request.method == "HEAD")
 
     def begin(self, request: HttpRequest, status: int, headers: Mapping[str, str]) -> None:
         """Send the head of a stream. Raises ConnectionResetError."""
         self.began = True
-        headers = {**headers, **request.answer_headers}
+        if request.answer_headers:
+            headers = {**headers, **request.answer_headers}
         self.write(_head(status, headers, self._listener.date, keep=self._keeps(request)))
 
     def switch(self, request: HttpRequest, headers: Mapping[str, str], take: Callable[[bytes], None]) -> None:
