@@ -1,9 +1,13 @@
 """A policy for tests: it holds every request until it is let go."""
 
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from headway.core.cluster import PoolPolicy, PoolSettings
 from headway.core.settings import setting
+
+#: Those that there are: a scheduler makes one for each group of engines.
+GATES = WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +20,10 @@ class Gate(PoolPolicy):
     settings: GateSettings
     summary = "hold until told otherwise"
     shut = True
+
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        GATES.add(self)
 
     def _place(self, now):
         for waiting in list(self.buffer.values()):

@@ -5,6 +5,7 @@ import resource
 import aiohttp
 import pytest
 from envoys import Envoy, asyncio, config, front, run, until
+from gate import GATES
 from standins import error_of
 
 from headway.core.events import TimerFired
@@ -13,7 +14,8 @@ GATE = "gate:Gate"
 
 
 def let_go(front):
-    front.picker.scheduler.policy.shut = False
+    for gate in GATES:
+        gate.shut = False
     front.picker.driver.feed(TimerFired())
 
 

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 from envoys import Envoy, asyncio, config, front, run, until
+from gate import GATES
 
 from headway.core.errors import ConfigError
 from headway.core.events import TimerFired
@@ -15,7 +16,8 @@ TWO = {"processors": 2}
 
 
 def let_go(front):
-    front.picker.scheduler.policy.shut = False
+    for gate in GATES:
+        gate.shut = False
     front.picker.driver.feed(TimerFired())
 
 
