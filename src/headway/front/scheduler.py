@@ -5,6 +5,7 @@ a running loop: a configuration is refused before anything starts.
 """
 
 import asyncio
+import time
 from collections.abc import Iterable
 
 from headway.core.events import Event
@@ -48,8 +49,9 @@ class Scheduler:
         )
         self.policy = create_policy(config)
         self._source = create_source(config)
+        # Not the loop's clock, which stands still while a callback runs: a lease does not.
         self.elector = create_elector(
-            config, clock=lambda: self._loop.time(), feed=self.feed, on_lead=lambda: self.workers.lead()
+            config, clock=time.monotonic, feed=self.feed, on_lead=lambda: self.workers.lead()
         )
 
     def build(self, observers: Iterable[Observer]) -> None:
