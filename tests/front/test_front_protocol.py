@@ -8,7 +8,7 @@ from standins import run, until
 
 from headway.front.errors import Refusal
 from headway.front.listener import Listener
-from headway.front.protocol import ClientSink, HttpResponse, refused
+from headway.front.protocol import ClientSink, Connection, HttpResponse, refused
 
 GET = b"GET /a?x=1&y=%202 HTTP/1.1\r\nHost: here\r\n\r\n"
 POST = b"POST /b HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\n"
@@ -374,5 +374,49 @@ def test_a_connection_on_which_nothing_ever_comes_is_closed():
         async with listening(echo, header_timeout_s=0.05) as (_, connect):
             reader, _ = await connect()
             assert await reader.read() == b""
+
+    run(check())
+
+
+def test_reading_waits_a_turn_of_the_loop_after_a_large_piece():
+    class Pipe(asyncio.Transport):
+        reads = True
+
+        def pause_reading(self):
+            self.reads = False
+
+        def resume_reading(self):
+            self.reads = True
+
+        def is_closing(self):
+            return False
+
+        def write(self, data):
+            pass
+
+        def abort(self):
+            pass
+
+        close = abort
+
+    async def check():
+        taken = []
+
+        async def take(request):
+            taken.append(await request.read())
+            return HttpResponse(200)
+
+        pipe, piece = Pipe(), b"x" * 70_000
+        connection = Connection(Listener(take, header_timeout_s=5.0, most_body_bytes=1 << 20))
+        connection.connection_made(pipe)
+        connection.data_received(b"POST /b HTTP/1.1\r\nHost: here\r\nContent-Length: 140000\r\n\r\n")
+        assert pipe.reads
+        for _ in range(2):
+            connection.data_received(piece)
+            assert not pipe.reads
+            await asyncio.sleep(0)
+            assert pipe.reads
+        await until(lambda: taken)
+        assert taken == [piece + piece]
 
     run(check())

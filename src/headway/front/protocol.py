@@ -44,6 +44,8 @@ __all__ = [
 #: Whoever is refused before its body is read whole may go on sending for so long, or it would see a reset
 #: connection in place of the answer.
 LINGER_S = 1.0
+#: After so much at once reading waits for the next turn of the loop: libuv reads up to 32 times in a row.
+LARGE_READ_BYTES = 1 << 16
 #: Larger bodies are not copied.
 MOST_COPIED_BYTES = 1 << 20
 
@@ -264,10 +266,18 @@ class Connection(asyncio.Protocol):
             self._broken(problem.with_traceback(None))
             return
         full = self.is_full()
-        if full or self._parked or self._unread:
+        large = len(data) >= LARGE_READ_BYTES
+        if full or large or self._parked or self._unread:
             if self._parked and not full:
                 self._loop.call_soon(self._parse_on)
-            self._pause(full or bool(self._parked))
+            elif large:
+                self._loop.call_soon(self._read_on)
+            self._pause(full or large or bool(self._parked))
+
+    def _read_on(self) -> None:
+        """Read again, in another turn of the loop than the last large piece."""
+        if not self.lost and not self._parked and not self.is_full():
+            self._pause(False)
 
     def _parse_on(self) -> None:
         """Go on with what is parked, unless requests before it still wait."""

@@ -261,10 +261,18 @@ class _Connection(asyncio.Protocol):
             self._transport.write(head + body)
         else:
             self._transport.write(head)
-            for piece in pieces_of(body):
-                self._transport.write(piece)
+            await self._write_on(body)
         while not self._headed:
             await self._more()
+
+    async def _write_on(self, body: Body) -> None:
+        """Send a large body over several turns of the loop: one write of it can take tens of milliseconds."""
+        for piece in pieces_of(body):
+            for at in range(0, len(piece), HIGH_WATER_BYTES):
+                if self.lost or self._transport is None:
+                    return
+                self._transport.write(memoryview(piece)[at : at + HIGH_WATER_BYTES])
+                await asyncio.sleep(0)
 
     async def read(self) -> bytes:
         """See `Answer.read`."""
