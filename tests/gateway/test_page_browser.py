@@ -204,7 +204,9 @@ def test_the_keyboard_reaches_everything_and_everything_has_a_name(browser):
         assert at.accessible_name, at.get_attribute("outerHTML")[:200]
         reached.append(at.get_attribute("id") or at.tag_name)
         press(browser, Keys.TAB)
-    assert reached == ["a", "pause", "canvas", "canvas", "canvas", "div", "div", "kind", "div"], reached
+    lanes = ["canvas"] * 3
+    panels = ["div", "summary", "div", "kind", "summary", "div"]
+    assert reached == ["a", "pause", *lanes, *panels], reached
 
 
 def test_arrow_keys_walk_from_pass_to_pass(browser):
@@ -246,6 +248,51 @@ def test_it_fits_the_width(browser, width):
         assert min(script(browser, f"{sizes}.map(e => parseFloat(getComputedStyle(e).fontSize))")) >= 11
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_no_bar_of_the_chunk_utilisation_is_cut_off(browser):
+    soon(browser, lambda: len(browser.find_elements(By.CSS_SELECTOR, "#chunk-bars li")) == 2, "bars")
+    fit = """
+    const list = document.querySelector("#chunk-bars");
+    for (const bar of [...list.children, ...list.children]) list.append(bar.cloneNode(true));
+    return [list.children.length, list.scrollHeight <= list.clientHeight];
+    """
+    assert script(browser, fit) == [6, True]
+
+
+def test_a_list_of_bars_that_scrolls_can_be_reached_by_keyboard(browser):
+    scroll = """
+    const list = document.createElement("ul");
+    list.style = "height: 10px; overflow: auto";
+    list.innerHTML = arguments[0];
+    document.body.append(list);
+    reachIfItScrolls(list, "Bars");
+    const found = [list.tabIndex, list.getAttribute("aria-label")];
+    list.remove();
+    return found;
+    """
+    assert script(browser, scroll, "<li>1<li>2<li>3") == [0, "Bars"]
+    assert script(browser, scroll, "") == [-1, None]
+
+
+def test_a_lane_of_many_ranks_names_some_of_them_and_stays_on_the_screen(browser):
+    assert script(browser, "return rankTicks(4)") == []
+    for ranks in (9, 32, 320, 1024):
+        ticks, row = script(browser, "return [rankTicks(arguments[0]), laneHeight(arguments[0])]", ranks)
+        assert ticks[0] == 0 and ticks[-1] == ranks - 1 and ticks == sorted(set(ticks))
+        assert row >= 1 and (ranks > 320 or ranks * (row + 1) <= 400)
+
+
+def test_the_words_of_decisions_and_states_are_explained(browser):
+    for panel, words in (
+        ("decisions", {"Dispatch", "idle", "slot", "saturated", "round", "Reject", "Recall"}),
+        ("workers", {"starting", "up", "draining", "ejected", "down"}),
+    ):
+        summary = browser.find_element(By.CSS_SELECTOR, f"#{panel} summary")
+        summary.click()
+        assert words <= set(texts(browser, f"#{panel} .words dt"))
+        assert browser.find_element(By.CSS_SELECTOR, f"#{panel} .words dd").is_displayed()
+        summary.click()
 
 
 def test_nothing_is_fetched_from_elsewhere_and_the_console_is_clean(played, browser):

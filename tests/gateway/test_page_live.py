@@ -104,7 +104,14 @@ def test_what_is_told_is_whole_once_and_news_afterwards():
             assert [d["do"] for d in first["decisions"]] == ["Dispatch"]
             assert [d["do"] for d in later["decisions"]] == ["Dispatch"]
             assert first["passes"][-1] not in later["passes"]
-            assert first["totals"] == {"arrived": 1, "served": 1, "refused": 0, "failed": 0, "gone": 0}
+            assert first["totals"] == {
+                "arrived": 1,
+                "served": 1,
+                "refused": 0,
+                "client_errors": 0,
+                "failed": 0,
+                "gone": 0,
+            }
             (worker,) = first["workers"]
             assert (worker["state"], worker["takes_work"], worker["load"][0]["queued_tokens"]) == (
                 "up",
@@ -250,3 +257,19 @@ def test_open_pages_do_not_keep_a_gateway_from_stopping():
 )
 def test_the_public_bind_shows_the_page_only_where_nobody_sees_it_who_may_not(tables, public):
     assert page_is_public(GatewayConfig.parse(tables)) is public
+
+
+@pytest.mark.parametrize(
+    ("engine_says", "counted_as"),
+    [(400, "client_errors"), (404, "client_errors"), (422, "client_errors"), (500, "failed")],
+)
+def test_a_client_s_error_is_no_failure(engine_says, counted_as):
+    async def check():
+        async with StandIn() as engine, gateway([engine], limits={"retries": 0}) as (front, client):
+            engine.status = engine_says
+            assert (await chat(client))[0] >= 400
+            await until(lambda: not front.driver.requests)
+            ended = {name: count for name, count in front._seen.totals.items() if count}
+            assert ended == {"arrived": 1, counted_as: 1}
+
+    run(check())

@@ -68,7 +68,7 @@ class Observer:
         self.loads: dict[tuple[str, int], PassEnded | Snapshot] = {}
         #: Requests that are not over, by id. Every one that arrived ends in an event or a `Reject`.
         self.requests: dict[str, Request] = {}
-        self.totals = {"arrived": 0, "served": 0, "refused": 0, "failed": 0, "gone": 0}
+        self.totals = {"arrived": 0, "served": 0, "refused": 0, "client_errors": 0, "failed": 0, "gone": 0}
         self._passes = self._decisions = 0
 
     def observe(self, now: float, event: Event, actions: Sequence[Action]) -> None:
@@ -123,9 +123,11 @@ class Observer:
 
 
 def _outcome(status: int) -> str:
+    """Name what became of a request. A 4xx is the client's error, not a failure of the service."""
     if status < 300:
         return "served"
-    return {429: "refused", 499: "gone"}.get(status, "failed")
+    other = "client_errors" if 400 <= status < 500 else "failed"
+    return {408: "refused", 429: "refused", 499: "gone"}.get(status, other)  # 408: held for too long
 
 
 def _latency(flight: Flight, ended_s: float) -> Latency | None:

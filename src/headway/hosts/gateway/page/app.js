@@ -89,7 +89,7 @@ function remember(history, now, value) {
 function drawFigures(state) {
   put("policy", state.policy);
   put("in-flight", count(state.in_flight));
-  for (const name of ["served", "refused", "failed"]) put(name, count(state.totals[name]));
+  for (const name of ["served", "refused", "client_errors", "failed"]) put(name, count(state.totals[name]));
   const recent = model.arrived.filter(([at]) => at > state.now_s - 5);
   const [first, last] = [recent[0], recent[recent.length - 1]];
   put("arrived-rate", recent.length > 1 ? ((last[1] - first[1]) / (last[0] - first[0])).toFixed(1) : "–");
@@ -156,6 +156,16 @@ function drawChunk(state) {
     fill.style.width = `${of ? (100 * used) / of : 0}%`;
     return element("li", { data: { worker: worker.name } }, worker.name, element("span", { className: "bar" }, fill), element("b", { textContent: of ? percent(used / of) : "–" }));
   }));
+  reachIfItScrolls($("chunk-bars"), "Chunk utilisation of each engine");
+}
+
+// A list that scrolls can be reached by keyboard, one that does not is passed over.
+function reachIfItScrolls(list, label) {
+  if (list.scrollHeight <= list.clientHeight) for (const name of ["tabindex", "aria-label"]) list.removeAttribute(name);
+  else if (!list.hasAttribute("tabindex")) {
+    list.setAttribute("tabindex", "0");
+    list.setAttribute("aria-label", label);
+  }
 }
 
 // ---- health
@@ -198,8 +208,8 @@ function drawWorkers(state) {
       element("td", {}, element("span", { className: "dot" }), ` ${worker.name} `, element("span", { className: "why", textContent: `${worker.role} · ${worker.ranks} rank${worker.ranks > 1 ? "s" : ""}` })),
       what,
       element("td", { className: "num", textContent: count(worker.legs) }),
-      element("td", { className: "num", textContent: total(worker, "queued_tokens") }),
-      element("td", { className: "num", textContent: total(worker, "running") }),
+      element("td", { className: "num optional", textContent: total(worker, "queued_tokens") }),
+      element("td", { className: "num optional", textContent: total(worker, "running") }),
       element("td", { className: "num", textContent: kv === null ? "–" : percent(kv) }));
   });
   $("worker-rows").replaceChildren(...rows);
@@ -211,12 +221,19 @@ function drawWorkers(state) {
 // ---- lanes
 
 function laneHeight(ranks) {
-  return ranks <= 1 ? 26 : ranks <= 4 ? 14 : ranks <= 16 ? 9 : Math.max(2, Math.min(5, Math.floor(180 / ranks)));
+  return ranks <= 1 ? 26 : ranks <= 4 ? 14 : ranks <= 16 ? 9 : Math.max(1, Math.min(5, Math.floor(320 / ranks)));
+}
+
+// The ranks named beside a lane of many: the first, the last, and round numbers between them.
+function rankTicks(ranks) {
+  if (ranks <= 8) return [];
+  const most = Math.min(9, Math.max(3, Math.floor((ranks * laneHeight(ranks)) / 36) + 1));
+  return Array.from({ length: most }, (_, n) => Math.round((n * (ranks - 1)) / (most - 1)));
 }
 
 function laneOf(worker) {
   let lane = $("lanes").querySelector(`[data-lane="${CSS.escape(worker.name)}"]`);
-  if (lane) return lane;
+  if (lane && lane.dataset.ranks === String(worker.ranks)) return lane;
   const canvas = element("canvas", { tabIndex: 0 });
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-describedby", "probe");
@@ -225,8 +242,16 @@ function laneOf(worker) {
   canvas.addEventListener("keydown", (event) => probeByKey(worker.name, event));
   canvas.addEventListener("focus", () => probeByKey(worker.name, null));
   canvas.addEventListener("blur", () => probe(null));
-  lane = element("div", { className: "lane", data: { lane: worker.name } },
-    element("div", {}, element("h3", {}, element("span", { className: "dot" }), element("span", { textContent: worker.name })), element("p")), canvas);
+  lane = element("div", { className: "lane", data: { lane: worker.name, ranks: worker.ranks } },
+    element("div", {}, element("h3", {}, element("span", { className: "dot" }), element("span", { textContent: worker.name })), element("p")),
+    element("div", { className: "plot" }, canvas));
+  const ticks = rankTicks(worker.ranks);
+  if (ticks.length) {
+    const ranks = element("div", { className: "ranks" }, ...ticks.map((rank) => element("span", { textContent: rank })));
+    ranks.setAttribute("aria-hidden", "true");
+    lane.lastChild.classList.add("ranked");
+    lane.lastChild.prepend(ranks);
+  }
   return lane;
 }
 
@@ -382,7 +407,7 @@ function drawHeld(held) {
   $("held-rows").replaceChildren(...held.oldest.map((each) =>
     element("tr", {},
       element("td", { className: "id", textContent: each.id, title: each.id }),
-      element("td", { className: "num", textContent: count(each.prompt_tokens) }),
+      element("td", { className: "num optional", textContent: count(each.prompt_tokens) }),
       element("td", { className: "num", textContent: duration(each.held_s) }),
       element("td", { className: "num" }, element("span", { className: each.left_s !== null && each.left_s < 0 ? "late" : "", textContent: duration(each.left_s) })),
       element("td", { textContent: each.why }))));
@@ -397,7 +422,7 @@ function drawDecisions() {
     return element("tr", { data: { do: each.do } },
       element("td", { className: "time", textContent: timeOfDay(each.wall_s) }),
       element("td", { className: "do", textContent: each.do }),
-      element("td", { className: "id", textContent: each.request_id ?? "", title: each.request_id ?? "" }),
+      element("td", { className: "id optional", textContent: each.request_id ?? "", title: each.request_id ?? "" }),
       element("td", { textContent: where }),
       element("td", { title: `on ${each.on}` }, `${each.why ?? ""}${after} `));
   }));
