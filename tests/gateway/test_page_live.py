@@ -144,7 +144,11 @@ def test_every_held_request_is_explained():
             tasks = [asyncio.create_task(chat(client)) for _ in range(3)]
             await until(lambda: len(front.driver.held()) == 3)
             held = (await look(client))["held"]
-            assert (held["requests"], held["in_policy"], held["reasons"]) == (3, 3, {"no instance is up": 3})
+            assert (held["requests"], held["in_policy"], held["reasons"]) == (
+                3,
+                3,
+                {"no engine takes work": 3},
+            )
             first = held["oldest"][0]
             assert first["prompt_tokens"] >= 1 and 0.0 <= first["held_s"] < 5.0
             assert first["held_s"] + first["left_s"] == pytest.approx(5.0, abs=0.05)

@@ -249,7 +249,7 @@ function laneOf(worker) {
   if (ticks.length) {
     const ranks = element("div", { className: "ranks" }, ...ticks.map((rank) => element("span", { textContent: rank })));
     ranks.setAttribute("aria-hidden", "true");
-    lane.lastChild.classList.add("ranked");
+    lane.classList.add("ranked");
     lane.lastChild.prepend(ranks);
   }
   return lane;
