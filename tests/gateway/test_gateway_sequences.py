@@ -112,6 +112,22 @@ def test_streams_are_merged_with_one_end_and_one_usage(dialect):
     run(check())
 
 
+def test_long_answers_are_joined_too():
+    async def check():
+        async with (
+            StandIn() as prefill,
+            StandIn() as decode,
+            running(config([prefill], [decode])) as (_, client),
+        ):
+            decode.extra = {"choices": [{"index": 0, "text": "x" * 200_000}]}
+            body = {"model": "tiny", "prompt": "x", "n": 3}
+            status, _, answer = await chat(client, body, path=COMPLETIONS)
+            choices = json.loads(answer)["choices"]
+            assert status == 200 and [len(choice["text"]) for choice in choices] == [200_000] * 3
+
+    run(check())
+
+
 def test_more_sequences_than_the_bound_are_refused():
     async def check():
         async with StandIn() as prefill, StandIn() as decode:
@@ -151,6 +167,8 @@ def test_bodies_whose_sequences_would_be_too_large_are_refused():
             StandIn() as decode,
             running(config([prefill], [decode])) as (_, client),
         ):
+            body = {"model": "tiny", "prompt": ["x" * 200_000, "y" * 200_000]}
+            assert (await chat(client, body, path=COMPLETIONS))[0] == 200
             body = {"model": "tiny", "prompt": ["x"] * 60, "user": "y" * 200_000}
             status, _, answer = await chat(client, body, path=COMPLETIONS)
             assert status == 400 and "send fewer" in json.loads(answer)["error"]["message"]
