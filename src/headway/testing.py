@@ -21,6 +21,7 @@ from headway.core.errors import InvariantError
 from headway.core.events import (
     Arrived,
     Cancelled,
+    ConcurrencyLimited,
     Event,
     Failed,
     Finished,
@@ -56,7 +57,8 @@ class ContractCheck:
        aggregated ones, prefilled requests to decode ones, and to instances that serve the request's model.
     4. `Dispatch.number` counts from 1 for each instance, anew when the instance came up after it was down.
     5. It recalls only what is at that instance and has no first token, and rejects only what it holds.
-    6. It dispatches nothing from `LeaseLost`, or the end of a lease, until the next `LeaseHeld`.
+    6. It dispatches nothing to an instance that has as many requests as its concurrency limit allows.
+    7. It dispatches nothing from `LeaseLost`, or the end of a lease, until the next `LeaseHeld`.
     """
 
     def __init__(self) -> None:
@@ -67,6 +69,8 @@ class ContractCheck:
         self._models: dict[str, str] = {}  # of requests that name one
         self._up: dict[str, InstanceUp] = {}
         self._draining: set[str] = set()
+        self._limits: dict[str, int | None] = {}
+        self._lost: set[str] = set()  # placed at an instance that restarted since
         self._leads_until_s = math.inf
 
     def __call__(self, now: float, event: Event, actions: Sequence[Action]) -> None:
@@ -92,11 +96,18 @@ class ContractCheck:
                 self._failed(request_id, retry)
             case InstanceUp(name):
                 self._draining.discard(name)
+                if name in self._up and event.epoch > self._up[name].epoch:
+                    self._lost.update(request for request, (at, _) in self.placed.items() if at == name)
                 self._up[name] = event
                 self.numbers.setdefault(name, 0)
             case InstanceDraining(name):
                 self._draining.add(name)
+            case ConcurrencyLimited(name, requests):
+                if name in self._up:
+                    self._limits[name] = requests
             case InstanceDown(name):
+                self._limits.pop(name, None)
+                self._lost.update(request for request, (at, _) in self.placed.items() if at == name)
                 self._up.pop(name, None)
                 self.numbers.pop(name, None)
             case LeaseHeld(until_s):
@@ -112,6 +123,7 @@ class ContractCheck:
         self.held.discard(request_id)
         self.prefilled.discard(request_id)
         self.placed.pop(request_id, None)
+        self._lost.discard(request_id)
 
     def _prefill_done(self, request_id: str) -> None:
         """From a prefill instance it comes back into the policy's hands, to be placed for its decode."""
@@ -152,6 +164,10 @@ class ContractCheck:
         model = self._models.get(request_id)
         self._require(self._up[name].serves(model), f"the instance does not serve {model!r}")
         self._require(0 <= action.rank < self._up[name].ranks, f"it has {self._up[name].ranks} ranks")
+        limit = self._limits.get(name)
+        if limit is not None:
+            there = sum(at == name and r not in self._lost for r, (at, _) in self.placed.items())
+            self._require(there < limit, f"the instance has {there} requests, its limit is {limit}")
         decodes = self._up[name].role is Role.DECODE
         self._require(decodes == (request_id in self.prefilled), "the wrong role for what is left to do")
         self._require(

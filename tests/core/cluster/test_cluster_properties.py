@@ -13,6 +13,7 @@ from headway.core.actions import Dispatch, Reject
 from headway.core.cluster import cluster_policies
 from headway.core.events import (
     Cancelled,
+    ConcurrencyLimited,
     Failed,
     Finished,
     InstanceDown,
@@ -119,6 +120,10 @@ class World:
         if self._instance(which) in self.alive:
             self.tell(InstanceDraining(self._instance(which)))
 
+    def limit(self, which, number):
+        if self._instance(which) in self.alive:
+            self.tell(ConcurrencyLimited(self._instance(which), (None, 0, 1, 2, 5)[number % 5]))
+
     def report(self, which, number):
         self._report(PassEnded, which, number, 0.2, (number % 1000, 0))
 
@@ -179,7 +184,7 @@ class World:
 
 KINDS = ["arrive", "report", "snapshot", "overtake", "start_pass", "prefill_done", "finish", "fail", "cancel"]
 OFTEN = ["arrive"] * 5 + ["report"] * 3 + ["prefill_done"] * 3 + ["finish"] * 2
-RARE = ["bring_up", "take_down", "restart", "drain"]
+RARE = ["bring_up", "take_down", "restart", "drain", "limit"]
 steps = st.lists(
     st.tuples(
         st.sampled_from(OFTEN + KINDS + RARE),
@@ -227,7 +232,7 @@ def test_the_contract_is_kept_and_nothing_is_lost(spec, instances, script, laten
 @settings(max_examples=20, deadline=None)
 @given(led_steps, lateness)
 def test_under_a_lease_nothing_is_placed_without_it_and_nothing_is_lost(spec, instances, script, lateness_s):
-    """The contract's rule 6 after every event; and what waits for a leader in vain is refused."""
+    """The contract's rule 7 after every event; and what waits for a leader in vain is refused."""
     world = run(spec, instances, script, lateness_s, led=True)
     world.host.wait(world.now + 1000.0)
     world.agree()

@@ -99,11 +99,9 @@ class PoolPolicy(ClusterPolicy):
         return held + self._held_stranded()
 
     def _why_nowhere(self) -> str:
-        """Return why no instance may be given work; empty when one may, or none is known."""
-        if self.ledger.active or self.ledger.paused or not self.ledger.instances:
-            return ""
-        full = any(load.full for load in self.ledger.instances.values())
-        return "every engine is at its concurrency limit" if full else "no engine takes work"
+        """Return why no instance may be given work, if all that might are at their limit; else empty."""
+        full = not self.ledger.active and self.ledger.eligible > 0
+        return "every engine is at its concurrency limit" if full else ""
 
     def _held_stranded(self) -> list[Held]:
         why = "no active instance serves its model"
