@@ -36,9 +36,9 @@ from headway.front.config import FrontConfig, InstanceSpec
 from headway.front.driver import CallAt
 from headway.front.events import Listener
 from headway.front.inference import Inference
-from headway.front.model_catalog import REFRESH_S, ModelCatalog, base_names, read_models
-from headway.front.scrape import Load, read_loads, read_metrics
-from headway.front.transport import ExhaustedError, Transport, TransportError
+from headway.front.model_catalog import REFRESH_S, ModelCatalog, base_names
+from headway.front.probe import EngineProbe
+from headway.front.transport import ExhaustedError, Transport
 from headway.front.worker import State, Worker
 
 __all__ = ["Workers"]
@@ -75,12 +75,11 @@ class Workers:
         fence: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.config = config
-        self._transport = transport
         self._feed = feed
         self._clock = clock
         self._call_at = call_at
-        self._headers = engine_headers or {}
-        self._fence = fence
+        asked_with = engine_headers or {}
+        self._probe = EngineProbe(transport, config.health, lambda: {**asked_with, **fence()})
         self._workers: dict[str, Worker] = {}
         self._addresses = Addresses()
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -428,7 +427,7 @@ class Workers:
 
     async def _check(self, worker: Worker) -> None:
         try:
-            problem, refused = await self._probe(worker)
+            problem, refused = await self._probe.check(worker.spec)
         except ExhaustedError as error:
             log.error("no health check", extra={"instance": worker.name, "reason": str(error)})
             return
@@ -451,34 +450,6 @@ class Workers:
             since_s = round(now - worker.health.since_s, 1)
             extra = {"instance": worker.name, "reason": worker.health.reason, "for_s": since_s}
             log.warning("engine not up", extra=extra | {"state": worker.state.value})
-
-    async def _probe(self, worker: Worker) -> tuple[str | None, bool]:
-        """Return what is wrong with an engine, None if nothing is, and whether nobody listens there.
-
-        Raises ExhaustedError when it cannot be asked.
-        """
-        spec = worker.spec
-        urls = {spec.rank_url(rank) for rank in range(spec.ranks)}
-        try:
-            async with asyncio.timeout(self.config.health.timeout_s):
-                for url in sorted(urls):
-                    status, _ = await self._get(url + self.config.health.path)
-                    if status >= 300:
-                        return f"{self.config.health.path} answers {status}", False
-        except ExhaustedError:
-            raise
-        except TransportError as error:
-            return str(error), error.refused
-        except TimeoutError:
-            return f"no answer to {self.config.health.path} in {self.config.health.timeout_s:g} s", False
-        return None, False
-
-    async def _get(self, url: str) -> tuple[int, bytes]:
-        answer = await self._transport.send("GET", url, {**self._headers, **self._fence()}, None)
-        try:
-            return answer.status, await answer.read()
-        finally:
-            answer.close()
 
     def _carry_out(self, worker: Worker, change: HealthChange | None) -> None:
         """Follow a change of an engine's health."""
@@ -523,12 +494,9 @@ class Workers:
     async def _learn_models(self, worker: Worker) -> None:
         """Ask an engine for its models; without an answer it keeps those it listed before."""
         worker.models_asked_s = self._clock()
-        with suppress(TransportError, TimeoutError):
-            async with asyncio.timeout(self.config.health.timeout_s):
-                status, body = await self._get(f"{worker.spec.url}/v1/models")
-            models = read_models(body) if status == 200 else None
-            if models is not None:
-                worker.models = models
+        models = await self._probe.models(worker.spec)
+        if models is not None:
+            worker.models = models
         worker.asked_for_models = True
         self.catalog.changed()
 
@@ -602,12 +570,9 @@ class Workers:
     async def _scrape(self, worker: Worker) -> None:
         """Tell the policy what the engine's public pages say; at least that it lives."""
         began_s = self._clock()
-        load = Load()
-        with suppress(TransportError, TimeoutError):
-            async with asyncio.timeout(self.config.health.timeout_s):
-                load = await self._load(worker)
+        load = await self._probe.load(worker.spec)
         try:
-            problem, _ = await self._probe(worker)
+            problem, _ = await self._probe.check(worker.spec)
         except ExhaustedError:
             return
         if problem is not None or worker.told is None:
@@ -626,18 +591,6 @@ class Workers:
                 waiting=load.waiting,
             )
         )
-
-    async def _load(self, worker: Worker) -> Load:
-        spec = worker.spec
-        if spec.rank_by == "port" and spec.ranks > 1:
-            return Load()  # one page for each rank: not worth it for what is old when it is read
-        if spec.dialect == "sglang":
-            status, body = await self._get(f"{spec.url}/v1/loads")
-            load = read_loads(body, spec.ranks) if status == 200 else None
-            if load is not None:
-                return load
-        status, body = await self._get(f"{spec.url}/metrics")
-        return read_metrics(body.decode(errors="replace"), spec.ranks) if status == 200 else Load()
 
     def _run(self, errand: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
         task = asyncio.create_task(errand)
