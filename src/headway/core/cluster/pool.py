@@ -99,9 +99,10 @@ class PoolPolicy(ClusterPolicy):
         return held + self._held_stranded()
 
     def _why_nowhere(self) -> str:
-        """Return why no instance may be given work, if all that might are at their limit; else empty."""
-        full = not self.ledger.active and self.ledger.eligible > 0
-        return "every engine is at its concurrency limit" if full else ""
+        """Return why no instance may be given work; empty when one may, or none is known."""
+        if self.ledger.active or self.ledger.paused or not self.ledger.instances:
+            return ""
+        return "every engine is at its concurrency limit" if self.ledger.eligible else "no engine takes work"
 
     def _held_stranded(self) -> list[Held]:
         why = "no active instance serves its model"
