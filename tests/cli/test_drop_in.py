@@ -126,6 +126,7 @@ def test_host_port_and_policy_that_were_read_already_count():
         (["--shutdown-grace-period-secs", "5"], "server", "drain_timeout_s", 5.0),
         (["--chunk-tokens", "2048"], "worker_api", "chunk_tokens", 2048),
         (["--open-worker-api"], "worker_api", "open", True),
+        (["--worker-startup-timeout-secs", "600"], "worker_api", "startup_timeout_s", 600.0),
         ([], "worker_api", "open", False),
         (["--admin-token-env", "TOKEN"], "admin", "token_env", "TOKEN"),
         ([], "limits", "max_body_bytes", 32 << 20),

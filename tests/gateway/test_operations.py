@@ -318,7 +318,7 @@ def test_without_the_packages_an_endpoint_is_a_configuration_error(monkeypatch):
 # Metrics, alerts, dashboard
 
 UNITS = re.compile(
-    r"headway_(.*_)?(seconds|tokens|bytes|requests|legs|ejections|ready|up|slo|info|leader)(_total)?|headway_\w+_total"
+    r"headway_(.*_)?(seconds|tokens|bytes|requests|ratio|legs|ejections|ready|up|slo|info|leader)(_total)?|headway_\w+_total"
 )
 #: What Prometheus adds to every series it scrapes.
 TARGET_LABELS = {"job", "instance"}

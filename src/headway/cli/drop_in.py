@@ -62,6 +62,7 @@ _SPECIAL = {
     "--disable-retries": NONE,
     "--request-timeout-secs": ONE,
     "--disable-circuit-breaker": NONE,
+    "--worker-startup-timeout-secs": ONE,
     "--cb-success-threshold": ONE,
     "--health-success-threshold": ONE,
     "--tls-cert-path": ONE,
@@ -184,6 +185,8 @@ class _Draft:
             if flag in IDLE:
                 self.notes.append(f"{flag} {NOTES.get(flag, 'has no effect here')}")
         api = {"enabled": True, "open": self._given.has("--open-worker-api"), **engine}
+        if self._given.has("--worker-startup-timeout-secs"):
+            api["startup_timeout_s"] = self._given.number("--worker-startup-timeout-secs", real)
         pools = {"disaggregated": self._split, "instances": instances, "discovery": found}
         return {**self._tables, **pools, "worker_api": api}
 

@@ -85,7 +85,6 @@ NOTES: dict[str, str] = {
     "--retry-backoff-multiplier": _AT_ONCE,
     "--retry-jitter-factor": _AT_ONCE,
     "--cb-window-duration-secs": "has no effect here: failures in a row are counted, without a window",
-    "--worker-startup-timeout-secs": _JOINS,
     "--worker-startup-check-interval": _JOINS,
     "--worker-startup-delay": _JOINS,
 }
@@ -104,7 +103,7 @@ IDLE: dict[str, str] = {
         ONE: """
             --program-scheduling-config-json --router-temperature --kv-penalty-host --kv-penalty-external
             --kv-penalty-disk --kv-event-source --kv-event-replay-source --kv-event-block-size
-            --kv-event-model --pd-kv-events --worker-startup-timeout-secs --worker-startup-check-interval
+            --kv-event-model --pd-kv-events --worker-startup-check-interval
             --worker-startup-delay --cache-threshold --cache-match-threshold --balance-abs-threshold
             --spill-abs-threshold --balance-rel-threshold --spill-rel-threshold --eviction-interval-secs
             --max-tree-size --wasm-middleware-sha256 --wasm-middleware-route --log-dir
