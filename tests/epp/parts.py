@@ -127,7 +127,7 @@ class Workers:
     def ready(self):
         return any(worker.takes_work() for worker in self.list)
 
-    def missing_since_s(self, roles):
+    def missing_since_s(self, roles, model=None):
         return None if self.ready() else -math.inf
 
     async def until(self, condition, timeout_s):

@@ -148,3 +148,36 @@ def test_a_request_waits_for_the_only_engine_of_its_model_to_come_back():
             assert asked_of(two) == {"b": 1}
 
     run(check())
+
+
+def test_a_request_gives_up_when_no_engine_of_its_model_is_up_for_long():
+    """Though engines of another model are up: it waits as where no engine is up at all."""
+
+    async def check():
+        async with (
+            StandIn(models=["a"]) as one,
+            StandIn(models=["b"]) as two,
+            gateway([one, two], limits={"no_engine_timeout_s": 0.05}) as (front, client),
+        ):
+            two.healthy = False
+            await until(lambda: front.workers.get("engine-1").state == "down")
+            status, _, body = await chat(client, model="b")
+            assert (status, json.loads(body)["error"]["code"]) == (503, "no_engine")
+            assert (await chat(client, model="a"))[0] == 200
+
+    run(check())
+
+
+def test_a_list_that_differs_in_its_date_only_changes_nothing(monkeypatch):
+    """vLLM says that its models were created when it was asked."""
+    monkeypatch.setattr(workers, "REFRESH_S", 0.01)
+
+    async def check():
+        async with StandIn(models=["a"]) as one, gateway([one]) as (front, _):
+            summary = front.workers.catalog._all()
+            asked = one.asked_for_models
+            one.models = [{"id": "a", "created": 1_800_000_000, "max_model_len": 1000}]
+            await until(lambda: one.asked_for_models > asked + 2)
+            assert front.workers.catalog._all() is summary
+
+    run(check())

@@ -14,7 +14,7 @@ Rule 5  (names)     `[server] models`, if set, are all the names that clients ma
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ import msgspec
 from headway.front.config import DoorSpec
 from headway.front.errors import model_not_found
 
-__all__ = ["REFRESH_S", "ModelCard", "ModelCatalog", "base_names", "read_models"]
+__all__ = ["REFRESH_S", "ModelCard", "ModelCatalog", "base_names", "read_models", "same_models"]
 
 #: How often an engine is asked for its models.
 REFRESH_S = 10.0
@@ -108,6 +108,13 @@ def _text(value: Any) -> str | None:
 
 def _positive(value: Any) -> int | None:
     return value if type(value) is int and 0 < value < 1 << 40 else None
+
+
+def same_models(one: Mapping[str, ModelCard], other: Mapping[str, ModelCard]) -> bool:
+    """Return whether two lists tell of the same models. vLLM says "created now" each time it is asked."""
+    return one.keys() == other.keys() and all(
+        msgspec.structs.replace(other[name], created=card.created) == card for name, card in one.items()
+    )
 
 
 def base_names(models: Iterable[ModelCard]) -> frozenset[str]:

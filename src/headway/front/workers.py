@@ -13,6 +13,7 @@ Rule 3. Adding and removing go on when whoever asked for it is gone, and leave n
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -36,7 +37,7 @@ from headway.front.config import FrontConfig, InstanceSpec
 from headway.front.driver import CallAt
 from headway.front.events import Listener
 from headway.front.inference import Inference
-from headway.front.model_catalog import REFRESH_S, ModelCatalog, base_names
+from headway.front.model_catalog import MOST_MODELS, REFRESH_S, ModelCatalog, base_names, same_models
 from headway.front.probe import EngineProbe
 from headway.front.transport import ExhaustedError, Transport
 from headway.front.worker import State, Worker
@@ -88,6 +89,7 @@ class Workers:
         self._reconciling = asyncio.Lock()
         self._waiting: set[asyncio.Future[None]] = set()
         self._missing_since_s: dict[Role, float] = dict.fromkeys(self._roles(), clock())
+        self._model_missing_since_s: dict[tuple[Role, str], float | None] = {}  # kept until an engine changes
         self.on_removed: Callable[[str], None] = lambda name: None
         self.catalog = ModelCatalog(config.server, self._workers.values, self._ask_for_models, clock=clock)
 
@@ -111,11 +113,25 @@ class Workers:
     def _roles(self) -> set[Role]:
         return {Role.PREFILL, Role.DECODE} if self.config.disaggregated else {Role.AGGREGATED}
 
-    def missing_since_s(self, roles: Iterable[Role]) -> float | None:
-        """Return since when one of these roles has no engine that takes work; None if each has one."""
-        return min(
-            [self._missing_since_s[role] for role in roles if role in self._missing_since_s], default=None
-        )
+    def missing_since_s(self, roles: Iterable[Role], model: str | None = None) -> float | None:
+        """Return since when one of these roles has no engine that takes work and serves the model.
+
+        None if each role has one. -infinity if no engine of the role ever served the model.
+        """
+        times = [self._role_missing_since_s(role, model) for role in roles]
+        return min([since_s for since_s in times if since_s is not None], default=None)
+
+    def _role_missing_since_s(self, role: Role, model: str | None) -> float | None:
+        if role in self._missing_since_s or model is None:
+            return self._missing_since_s.get(role)
+        known = self._model_missing_since_s
+        if (role, model) not in known:
+            if len(known) >= MOST_MODELS:
+                known.clear()
+            able = [worker for worker in self if worker.spec.role is role and worker.serves(model)]
+            gone_s = max([worker.health.since_s for worker in able], default=-math.inf)
+            known[role, model] = None if any(worker.takes_work() for worker in able) else gone_s
+        return known[role, model]
 
     async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until a condition on the engines holds, and return whether it does in time."""
@@ -132,6 +148,7 @@ class Workers:
 
     def _changed(self) -> None:
         """Follow a change of which engines take work."""
+        self._model_missing_since_s.clear()
         able = {worker.spec.role for worker in self if worker.takes_work()}
         for role in self._roles():
             if role in able:
@@ -495,10 +512,13 @@ class Workers:
         """Ask an engine for its models; without an answer it keeps those it listed before."""
         worker.models_asked_s = self._clock()
         models = await self._probe.models(worker.spec)
-        if models is not None:
+        if models is not None and not same_models(models, worker.models):
             worker.models = models
-        worker.asked_for_models = True
-        self.catalog.changed()
+            self.catalog.changed()
+            self._changed()
+        if not worker.asked_for_models:
+            worker.asked_for_models = True
+            self.catalog.changed()
 
     async def _refresh_models(self, worker: Worker) -> None:
         """Ask an engine that is up for its models, and tell the policy what changed."""

@@ -254,8 +254,10 @@ class Picks:
 
     async def _wait(self, pick: Pick, roles: tuple[Role, ...]) -> list[Dispatch]:
         began_s = _loop_time()
-        while (places := await pick.place(roles, self._wait_bounds.left_s(began_s, roles))) is None:
-            self._wait_bounds.check(began_s, roles)
+        while (
+            places := await pick.place(roles, self._wait_bounds.left_s(began_s, roles, pick.request.model))
+        ) is None:
+            self._wait_bounds.check(began_s, roles, pick.request.model)
         return places
 
     def _answer(

@@ -65,8 +65,10 @@ class Legs:
         if flight.hold_began_s is None:
             flight.hold_began_s = self._clock()
         began_s, roles = flight.hold_began_s, _needed(role)
-        while (dispatch := await flight.place(role, self._wait.left_s(began_s, roles))) is None:
-            self._wait.check(began_s, roles)
+        while (
+            dispatch := await flight.place(role, self._wait.left_s(began_s, roles, flight.request.model))
+        ) is None:
+            self._wait.check(began_s, roles, flight.request.model)
         self._dispatched(flight, dispatch)
         worker = self._workers.get(dispatch.instance)
         if worker is None:
