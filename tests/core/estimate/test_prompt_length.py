@@ -45,7 +45,7 @@ def test_template_and_ratio_are_told_apart_when_lengths_vary(template, bytes_per
         assert belief.estimate(size) == pytest.approx(template + size / bytes_per_token, rel=0.15, abs=5)
 
 
-@pytest.mark.parametrize("usage", [-5, 0, 10**20, 2.0, float("nan"), True, "68", None])
+@pytest.mark.parametrize("usage", [-5, 0, 3, 10**20, 2.0, float("nan"), True, "68", None])
 def test_impossible_usage_teaches_nothing(usage):
     belief = PromptLength()
     belief.observe(3000, usage)

@@ -8,7 +8,8 @@ by a weighted least-squares fit that forgets and starts from a prior.
 
 Rule 1. Short prompts alone say nothing of the slope: what they have beyond the prior is the intercept.
 Rule 2. One report moves little: residuals far outside of the noise count less (Huber's weight).
-Rule 3. Numbers that cannot be are not learned from: negative, not whole, more tokens than bytes allow.
+Rule 3. Numbers that cannot be are not learned from: negative, not whole, more tokens than bytes allow, or
+        hardly any.
 """
 
 from headway.core.errors import ConfigError
@@ -23,10 +24,14 @@ NOISE_TOKENS, NOISE_SHARE = 4.0, 0.1
 HUBER = 3.0
 #: Tokens per byte are never outside of these: a byte is at most a token, and no text has 64 bytes a token.
 LEAST_SLOPE, MOST_SLOPE = 1 / 64, 1.0
+#: A prompt with more bytes a token than this was not read whole.
+MOST_BYTES = 256
 #: A template of more tokens than this is none.
 MOST_INTERCEPT = 50_000.0
 #: Weight of the error so far when a new one is seen.
 ERROR_DECAY = 0.95
+#: A relative error counts as at most this.
+MOST_ERROR = 10.0
 
 
 class PromptLength:
@@ -66,10 +71,10 @@ class PromptLength:
         """
         if not isinstance(tokens, int) or isinstance(tokens, bool) or text_bytes <= 0:
             return
-        if not 0 < tokens <= MOST_INTERCEPT + MOST_SLOPE * text_bytes:
+        if not max(1.0, text_bytes / MOST_BYTES) <= tokens <= MOST_INTERCEPT + MOST_SLOPE * text_bytes:
             return
         expected = self.estimate(text_bytes)
-        error = abs(expected - tokens) / tokens
+        error = min(MOST_ERROR, abs(expected - tokens) / tokens)
         self._error = error if self._error is None else ERROR_DECAY * self._error + (1 - ERROR_DECAY) * error
         noise = NOISE_TOKENS + NOISE_SHARE * max(expected, self.prior_slope * text_bytes)
         outlier = abs(expected - tokens) / (HUBER * noise)
