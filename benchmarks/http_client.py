@@ -104,6 +104,13 @@ class Client:
         finally:
             connection.close()
 
+    async def cut(self, part: bytes, after_s: float) -> None:
+        """Send a part of a request on a connection of its own, and go away after so long."""
+        _, connection = await self._open()
+        connection.send(part)
+        await asyncio.sleep(after_s)
+        connection.close()
+
     async def get(self, path: str) -> Answer:
         """Get a page."""
         return await self.ask(self.request("GET", path))
@@ -114,9 +121,7 @@ class Client:
             if not connection.lost:
                 break
         else:
-            async with self._opening:
-                loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(_Connection, self._host, self._port)
+            _, connection = await self._open()
         connection.send(request)
         return connection
 
@@ -125,3 +130,8 @@ class Client:
         for connection in self._idle:
             connection.close()
         self._idle.clear()
+
+    async def _open(self) -> tuple[asyncio.BaseTransport, _Connection]:
+        async with self._opening:
+            loop = asyncio.get_running_loop()
+            return await loop.create_connection(_Connection, self._host, self._port)

@@ -3,9 +3,11 @@
     python -m benchmarks.soak --requests 200000
 
 `headway serve` before two stand-in engines, each in a process of its own; JSON and streams in turn, some
-clients leave, some engines' answers are errors. Every answer is compared with what the engine must have
-said. Shows the gateway's resident memory along the way and its slope; fails when an answer is wrong, a
-request went to the engines more often than it had reason to, or a gauge is not zero in the end.
+clients leave, some engines' answers are errors, and some clients cut their connection in the head, in a body
+of a megabyte, while they wait or in the middle of a stream. Every answer is compared with what the engine
+must have said. Shows the gateway's resident memory along the way and its slope; fails when an answer is wrong, a
+request went to the engines more often than it had reason to, a gauge is not zero in the end, or memory grew
+by more than `MOST_GROWTH_BYTES` after the first quarter.
 """
 
 import argparse
@@ -33,6 +35,8 @@ TOKENS, PROMPT_BYTES = 8, 400
 LEAVE_S, SETTLE_S = 0.02, 10.0
 #: Where memory is looked at, as shares of all requests: a cold gateway grows, so the first 5% do not count.
 MARKS = (0.05, 0.25, 0.5, 0.75, 1.0)
+STAGES = ("head", "body", "waiting", "streaming")
+CUT_BODY_BYTES, MOST_GROWTH_BYTES = 1 << 20, 24 << 20
 
 
 class Mark(NamedTuple):
@@ -71,12 +75,31 @@ class Soak:
             body: dict[str, Any] = {"model": "mock", "messages": [{"role": "user", "content": prompt}]}
             body |= {"max_tokens": TOKENS, "stream": stream}
             request = self._client.request("POST", "/v1/chat/completions", orjson.dumps(body))
-            if self._rng.random() < self._given.leave:
+            if self._rng.random() < self._given.cut:
+                await self._cut(self._rng.choice(STAGES))
+            elif self._rng.random() < self._given.leave:
                 await self._client.ask_and_leave(request, self._rng.uniform(0.0, LEAVE_S))
                 self.seen["left"] += 1
             else:
                 await self._ask(request, stream=stream)
             self._count()
+
+    async def _cut(self, stage: str) -> None:
+        """Send a request whose connection is cut at a stage."""
+        size = CUT_BODY_BYTES if stage in ("head", "body") else PROMPT_BYTES
+        body = {"model": "mock", "messages": [{"role": "user", "content": "x" * size}], "max_tokens": TOKENS}
+        body["stream"] = stage == "streaming"
+        request = self._client.request("POST", "/v1/chat/completions", orjson.dumps(body))
+        head_bytes = request.index(b"\r\n\r\n")
+        if stage == "head":
+            await self._client.cut(request[: self._rng.randrange(head_bytes)], LEAVE_S / 10)
+        elif stage == "body":
+            await self._client.cut(request[: self._rng.randrange(head_bytes + 4, len(request))], LEAVE_S)
+        elif stage == "waiting":
+            await self._client.cut(request, self._rng.uniform(0.0, LEAVE_S / 10))
+        else:
+            await self._client.ask_and_leave(request, SETTLE_S)
+        self.seen[f"cut: {stage}"] += 1
 
     async def _ask(self, request: bytes, *, stream: bool) -> None:
         got = await self._client.ask(request)
@@ -134,6 +157,9 @@ def faults(soak: Soak, left: dict[str, float], loads: Counter[str], requests: in
         said.append("the gateway shows no gauges")
     if loads["under_way"]:
         said.append(f"{loads['under_way']} requests are at the engines in the end")
+    grown = soak.marks[-1].rss_bytes - soak.marks[1].rss_bytes
+    if grown > MOST_GROWTH_BYTES:
+        said.append(f"memory grew by {grown / 2**20:.1f} MiB after the first quarter")
     if soak.seen["wrong"]:
         said.append(f"{soak.seen['wrong']} answers were wrong or broken")
     most = requests + loads["errors"]  # only an engine's error is a reason to ask again
@@ -167,6 +193,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=64, help="requests at once")
     parser.add_argument("--streams", type=float, default=0.5, help="share of streams")
     parser.add_argument("--leave", type=float, default=0.05, help="share of clients that leave")
+    parser.add_argument("--cut", type=float, default=0.1, help="share of connections that are cut")
     parser.add_argument("--errors", type=float, default=0.01, help="share of the engines' answers")
     parser.add_argument("--policy", default="staggered")
     parser.add_argument("--seed", type=int, default=0)
