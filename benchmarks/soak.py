@@ -5,9 +5,9 @@
 `headway serve` before two stand-in engines, each in a process of its own; JSON and streams in turn, some
 clients leave, some engines' answers are errors, and some clients cut their connection in the head, in a body
 of a megabyte, while they wait or in the middle of a stream. Every answer is compared with what the engine
-must have said. Shows the gateway's resident memory along the way and its slope; fails when an answer is wrong, a
-request went to the engines more often than it had reason to, a gauge is not zero in the end, or memory grew
-by more than `MOST_GROWTH_BYTES` after the first quarter.
+must have said. Shows the gateway's resident memory along the way and its slope; fails when an answer is
+wrong, a request went to the engines more often than it had reason to, a gauge is not zero in the end, or
+memory grew by more than `MOST_GROWTH_BYTES` after the first quarter.
 """
 
 import argparse
