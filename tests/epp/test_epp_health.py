@@ -133,3 +133,22 @@ def test_the_last_engine_is_not_ejected_for_its_answers(make_stage):
         assert stage.workers.get("e0").state.value == "up"
 
     run(test())
+
+
+def test_what_the_policy_does_not_place_waits_for_an_engine_too(make_stage):
+    async def test():
+        stage = make_stage(roles=["aggregated"])
+        worker = stage.workers.get("e0")
+        stage.workers.drain("e0")
+        envoy = Envoy(stage)
+        envoy.headers("/v1/models", method="GET", ends=True)
+        await envoy.turn()
+        assert not envoy.heard
+        stage.workers.undrain("e0")
+        await envoy.turn()
+        assert placed(envoy)
+        await end(stage, envoy, 200)
+        assert worker.takes_work()
+        stage.nothing_left()
+
+    run(test())

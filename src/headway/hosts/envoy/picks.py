@@ -215,6 +215,9 @@ class Picks:
 
     async def aside(self, role: Role | None, subset: frozenset[str] | None) -> Answer:
         """Pick for what the policy has no say in. Raises Refusal (503) without an endpoint."""
+        if subset is None:  # within a subset no other engine would do
+            timeout_s = self._config.limits.no_engine_timeout_s
+            await self._workers.until(lambda: bool(self.endpoints.able(role)), timeout_s)
         return self._beside(role, subset)
 
     def _beside(self, role: Role | None, subset: frozenset[str] | None, model: str | None = None) -> Answer:
