@@ -349,6 +349,8 @@ def test_names_and_keys_occur_once(tmp_path):
 def test_a_keys_rate_is_a_bucket_of_one_second():
     now = [0.0]
     client = Client(ClientKeySpec(name="a", key="x", rate_limit_rps=2), lambda: now[0])
+    client.enter({})
+    now[0] = 10.0  # however long nothing came, one second's worth has gathered
     for _ in range(2):
         client.enter({})
     with pytest.raises(Refusal, match="'a' may send 2 requests per second: rate_limit_rps") as caught:
@@ -358,7 +360,7 @@ def test_a_keys_rate_is_a_bucket_of_one_second():
         "key_rate_limit",
         0.5,
     )
-    now[0] = 0.5
+    now[0] = 10.5
     client.enter({})
 
 

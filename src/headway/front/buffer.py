@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from headway.front.config import LimitsSpec
 from headway.front.errors import overloaded
+from headway.front.token_bucket import TokenBucket
 
 __all__ = ["Buffer", "ByteBudget", "ReceivedBytes", "RetryBudget"]
 
@@ -57,13 +58,11 @@ class Buffer:
 
     def __init__(self, limits: LimitsSpec, clock: Callable[[], float]) -> None:
         self._limits = limits
-        self._clock = clock
         self.budget = ByteBudget(limits.buffer_bytes)
         self.requests = 0
         self.tokens = 0
         self.in_flight = 0
-        self._tickets = 1.0  # of the rate limit: a second's worth at most
-        self._counted_s = clock()
+        self._bucket = TokenBucket(clock)
 
     @property
     def bytes(self) -> int:
@@ -108,17 +107,9 @@ class Buffer:
         self.in_flight -= 1
 
     def _limit_rate(self) -> None:
-        """Take a ticket out of a bucket that holds a second's worth."""
         rate = self._limits.rate_limit_rps
-        if rate is None:
-            return
-        now = self._clock()
-        self._tickets = min(max(1.0, rate), self._tickets + (now - self._counted_s) * rate)
-        self._counted_s = now
-        if self._tickets < 1.0:
-            message = f"More than {rate:g} requests per second."
-            raise overloaded("rate_limit", message, (1.0 - self._tickets) / rate)
-        self._tickets -= 1.0
+        if rate is not None and (wait_s := self._bucket.take(rate)):
+            raise overloaded("rate_limit", f"More than {rate:g} requests per second.", wait_s)
 
 
 class RetryBudget:

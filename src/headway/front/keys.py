@@ -27,6 +27,7 @@ from headway.core.complaints import complaint
 from headway.core.errors import ConfigError
 from headway.front.config import Spec
 from headway.front.errors import Refusal, overloaded
+from headway.front.token_bucket import TokenBucket
 
 __all__ = ["CLIENT_NAME", "Client", "ClientKeySpec", "ClientKeys", "KeyTable", "read_keys_file"]
 
@@ -124,9 +125,7 @@ class Client:
     def __init__(self, spec: ClientKeySpec, clock: Callable[[], float]) -> None:
         self.spec = spec
         self.in_flight = 0
-        self._clock = clock
-        self._tickets = 1.0 if spec.rate_limit_rps is None else max(1.0, spec.rate_limit_rps)
-        self._counted_s = clock()
+        self._bucket = TokenBucket(clock)
 
     def enter(self, headers: dict[str, str]) -> None:
         """Count a request in, and bound the priority in its headers. Raises Refusal (429) over a limit."""
@@ -148,17 +147,10 @@ class Client:
         self.spec = spec
 
     def _limit_rate(self) -> None:
-        """Take a token from a bucket that holds one second's worth."""
         rate = self.spec.rate_limit_rps
-        if rate is None:
-            return
-        now = self._clock()
-        self._tickets = min(max(1.0, rate), self._tickets + (now - self._counted_s) * rate)
-        self._counted_s = now
-        if self._tickets < 1.0:
+        if rate is not None and (wait_s := self._bucket.take(rate)):
             message = f"The key {self.spec.name!r} may send {rate:g} requests per second: rate_limit_rps."
-            raise overloaded("key_rate_limit", message, (1.0 - self._tickets) / rate)
-        self._tickets -= 1.0
+            raise overloaded("key_rate_limit", message, wait_s)
 
 
 def _bounded(text: str | None, most: int) -> str:
