@@ -163,7 +163,7 @@ def is_operated(path: str) -> bool:
     return listed is not None and listed.kind is Kind.OPERATED
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def find(path: str) -> Endpoint | None:
     """Return what is to be done with a path, given decoded; None when it does not exist.
 
