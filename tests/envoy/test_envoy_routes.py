@@ -261,12 +261,31 @@ def test_an_engine_that_envoy_does_not_know_is_noticed_by_who_served():
     run(test())
 
 
-def test_an_engine_that_fails_is_ejected_after_some_failures():
+def test_an_engine_that_fails_what_it_gets_is_ejected_and_the_last_one_is_not():
     async def test():
-        async with front(engines=1, health={"interval_s": 60.0, "eject_after": 2}) as f:
+        async with front(engines=2, health={"interval_s": 60.0, "eject_after": 2}) as f:
+            bad, good = (f.picker.workers.get(name) for name in ("e0", "e1"))
             f.engines[0].status = 500
-            assert [(await f.chat())[0] for _ in range(2)] == [500, 500]
-            await until(lambda: f.picker.workers.get("e0").health.ejections == 1, "the ejection")
+            for _ in range(100):
+                await f.chat()
+                if bad.health.ejections:
+                    break
+            assert (bad.health.ejections, good.health.ejections) == (1, 0)
+            f.engines[1].status = 500
+            assert [(await f.chat())[0] for _ in range(5)] == [500] * 5
+            assert good.takes_work()
+
+
+def test_a_full_engine_is_held_back_and_not_ejected():
+    async def test():
+        async with front(engines=1) as f:
+            f.engines[0].status = 503
+            assert (await f.chat())[0] == 503
+            worker = f.picker.workers.get("e0")
+            await until(lambda: worker.limit.refusals == 1, "the log's word")
+            f.engines[0].status = 200
+            assert [(await f.chat())[0] for _ in range(3)] == [200] * 3
+            assert worker.health.ejections == 0
 
     run(test())
 
