@@ -329,7 +329,7 @@ class Ledger:
         if request.id in self.placements:
             raise InvariantError(f"request {request.id} dispatched twice")
         instance, info = rank.instance, rank.instance.info
-        if not info.serves(request.model):
+        if request.model is not None and not info.serves(request.model):
             raise InvariantError(
                 f"request {request.id} wants model {request.model!r}, which {info.instance} does not serve"
             )

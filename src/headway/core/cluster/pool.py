@@ -121,7 +121,8 @@ class PoolPolicy(ClusterPolicy):
     def _let_go(self, request_id: str) -> None:
         """Stop holding a request; do nothing if it is not held."""
         self.buffer.remove(request_id)
-        self.stranded.remove(request_id)
+        if self.stranded:
+            self.stranded.remove(request_id)
 
     def _all_held(self) -> Iterator[Waiting]:
         """Iterate over a copy of all held requests."""
