@@ -132,6 +132,11 @@ def test_a_head_has_no_body():
         [CHUNKED[:-5], None],
         [b"SSH-2.0-OpenSSH\r\n", None],
         [b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n", None],
+        [b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nrest", None],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", None],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhi", None],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n0\r\n\r\n", None],
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nhi!", None],
     ],
 )
 def test_what_is_broken_or_no_http_is_an_error_and_not_a_whole_answer(answer):
@@ -140,6 +145,16 @@ def test_what_is_broken_or_no_http_is_an_error_and_not_a_whole_answer(answer):
             with pytest.raises(TransportError) as caught:
                 await get(transport, url)
             assert not caught.value.refused
+
+    run(check())
+
+
+def test_an_offer_of_another_protocol_in_an_answer_changes_nothing():
+    answer = b"HTTP/1.1 200 OK\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nhi"
+
+    async def check():
+        async with served([answer]) as (_, transport, url):
+            assert (await get(transport, url))[2] == b"hi"
 
     run(check())
 
@@ -199,8 +214,7 @@ def test_no_file_left_to_connect_with_is_not_the_engines_fault(monkeypatch):
             async def none_left(*args, **kwargs):
                 raise OSError(errno.EMFILE, "Too many open files")
 
-            for idle in front.scheduler.transport._idle.values():
-                idle.clear()
+            monkeypatch.setattr(front.scheduler.transport, "_reuse", lambda origin: None)
             loop = SimpleNamespace(create_connection=none_left, time=time.monotonic)
             monkeypatch.setattr(front.scheduler.transport, "_loop", loop)
             status, headers, body = await chat(client)

@@ -229,6 +229,8 @@ class _Connection(asyncio.Protocol):
         if self.status < 200:
             self._fields.clear()
             return
+        if self._fields.get("transfer-encoding", "chunked").strip().lower() != "chunked":
+            raise EngineError("a transfer coding that is not chunked")
         self._headed = True
         self._complete = self._bodiless
 
