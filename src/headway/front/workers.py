@@ -14,6 +14,7 @@ Rule 3. Adding and removing go on when whoever asked for it is gone, and leave n
 import asyncio
 import logging
 import math
+import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -38,6 +39,7 @@ from headway.front.driver import CallAt
 from headway.front.events import Listener
 from headway.front.inference import Inference
 from headway.front.model_catalog import MOST_MODELS, REFRESH_S, ModelCatalog, base_names, same_models
+from headway.front.pacing import Pacer
 from headway.front.probe import EngineProbe
 from headway.front.transport import ExhaustedError, Transport
 from headway.front.worker import State, Worker
@@ -52,6 +54,12 @@ _T = TypeVar("_T")
 HELLO_S = 0.5
 #: An ejected engine is looked at again this soon.
 RECHECK_S = 0.2
+#: Checks of all engines together: with more engines each is checked less often.
+CHECKS_PER_S = 200.0
+#: Checks that may begin in a second, and at once after a rest: those of engines that come all together wait.
+STARTS_PER_S, STARTS_AT_ONCE = 400.0, 64
+#: So many engines are added or removed before other work has its turn.
+BEGIN_AT_ONCE = 16
 #: How often a drained worker is looked at to see whether its last request is over.
 DRAIN_LOOK_S = 0.05
 
@@ -87,9 +95,11 @@ class Workers:
         self._kicks: dict[str, asyncio.Event] = {}
         self._errands: set[asyncio.Task[Any]] = set()
         self._reconciling = asyncio.Lock()
+        self._pacer = Pacer(STARTS_PER_S, STARTS_AT_ONCE, clock)
         self._waiting: set[asyncio.Future[None]] = set()
         self._missing_since_s: dict[Role, float] = dict.fromkeys(self._roles(), clock())
         self._model_missing_since_s: dict[tuple[Role, str], float | None] = {}  # kept until an engine changes
+        self._takers: dict[Role, set[Worker]] = {role: set() for role in Role}
         self.on_removed: Callable[[str], None] = lambda name: None
         self.catalog = ModelCatalog(config.server, self._workers.values, self._ask_for_models, clock=clock)
 
@@ -146,12 +156,15 @@ class Workers:
                         self._waiting.discard(changed)
         return condition()
 
-    def _changed(self) -> None:
-        """Follow a change of which engines take work."""
+    def _changed(self, worker: Worker) -> None:
+        """Follow a change of whether an engine takes work."""
         self._model_missing_since_s.clear()
-        able = {worker.spec.role for worker in self if worker.takes_work()}
+        if worker.takes_work() and self._is_here(worker):
+            self._takers[worker.spec.role].add(worker)
+        else:
+            self._takers[worker.spec.role].discard(worker)
         for role in self._roles():
-            if role in able:
+            if self._takers[role]:
                 self._missing_since_s.pop(role, None)
             else:
                 self._missing_since_s.setdefault(role, self._clock())
@@ -167,7 +180,7 @@ class Workers:
 
     async def start(self) -> None:
         """Add the configured engines and check each once."""
-        await asyncio.gather(*(self.add(spec) for spec in self.config.instances))
+        await _all(self.add(spec) for spec in self.config.instances)
 
     async def stop(self) -> None:
         """Stop watching."""
@@ -185,6 +198,7 @@ class Workers:
         worker = self._create(spec)
         try:
             await self._listen(worker)
+            await self._pace()
             await self._check(worker)
         except BaseException:
             await self._discard(worker, "it could not be added")
@@ -231,7 +245,7 @@ class Workers:
             worker.draining = True
             if worker.told is not None:
                 self._tell(InstanceDraining(name))
-            self._changed()
+            self._changed(worker)
         return worker
 
     def undrain(self, name: str) -> Worker:
@@ -240,7 +254,7 @@ class Workers:
         worker.draining = False
         if worker.state is State.UP:
             self._introduce(worker)
-        self._changed()
+        self._changed(worker)
         return worker
 
     async def remove(self, name: str, *, timeout_s: float = 0.0) -> None:
@@ -419,19 +433,35 @@ class Workers:
 
     async def _watch(self, worker: Worker) -> None:
         kick = self._kicks[worker.name]
+        share = random.random()  # of the first interval: engines that came together are not checked together
         scrape_s = self.config.inference.scrape_interval_s
         scraped_s = self._clock()
         while True:
             soon = worker.state is State.EJECTED and not worker.health.leaving
             with suppress(TimeoutError):
-                async with asyncio.timeout(RECHECK_S if soon else self.config.health.interval_s):
+                async with asyncio.timeout(RECHECK_S if soon else self._interval_s() * share):
                     await kick.wait()
+            share = 1.0
+            if not kick.is_set():
+                await self._pace()
             kick.clear()
             await self._guarded(worker, self._check(worker))
             if scrape_s and worker.spec.role is not Role.PREFILL and self._clock() - scraped_s >= scrape_s:
                 scraped_s = self._clock()
                 if worker.takes_work() and not worker.reports(scraped_s):
                     await self._guarded(worker, self._scrape(worker))
+
+    def _interval_s(self) -> float:
+        """Return the time between checks of one engine: longer where there are thousands.
+
+        That an engine fails is learned from its requests at once; checks are for those without any.
+        """
+        return max(self.config.health.interval_s, len(self._workers) / CHECKS_PER_S)
+
+    async def _pace(self) -> None:
+        """Wait for this check's turn."""
+        if (delay_s := self._pacer.delay_s()) > 0.0:
+            await asyncio.sleep(delay_s)
 
     async def _guarded(self, worker: Worker, look: Awaitable[None]) -> None:
         """Look at an engine. What goes wrong in a way nobody thought of must not end the watch over it."""
@@ -481,7 +511,7 @@ class Workers:
         else:
             self._went_down(worker, change)
         worker.health.report_due(self._clock())  # this line said why
-        self._changed()
+        self._changed(worker)
 
     def _came_up(self, worker: Worker, change: HealthChange) -> None:
         if change.old is State.DOWN:
@@ -515,7 +545,7 @@ class Workers:
         if models is not None and not same_models(models, worker.models):
             worker.models = models
             self.catalog.changed()
-            self._changed()
+            self._changed(worker)
         if not worker.asked_for_models:
             worker.asked_for_models = True
             self.catalog.changed()
@@ -626,8 +656,13 @@ def _change(before: Iterable[str], after: Iterable[str]) -> str:
 
 
 async def _all(errands: Iterable[Coroutine[Any, Any, object]]) -> None:
-    """Bring all to their end, then raise the first error there was."""
-    for result in await asyncio.gather(*errands, return_exceptions=True):
+    """Bring all to their end, then raise the first error there was. They begin a few at a time."""
+    tasks: list[asyncio.Future[object]] = []
+    for number, errand in enumerate(errands, 1):
+        tasks.append(asyncio.ensure_future(errand))
+        if number % BEGIN_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
 
