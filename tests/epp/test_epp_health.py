@@ -32,7 +32,7 @@ def make_stage(monkeypatch):
                 worker.inference = parts.NoInference()
                 worker.models = {"tiny": ModelCard(id="tiny", max_model_len=1000)}
                 worker.asked_for_models = True
-            workers._changed()
+                workers._changed(worker)
             return workers
 
         class Live(Stage):
