@@ -253,6 +253,29 @@ def test_a_target_out_of_reach_costs_the_others_nothing(bench, clock, policy, ev
     assert all((ended[name] - began[name]) / 99 <= 0.05 for name in ended)
 
 
+@pytest.mark.parametrize("options", [{}, {"blocks": 60}, {"policy": "priority"}], ids=str)
+def test_the_account_of_those_that_wait_is_what_a_walk_of_the_queue_finds(bench, clock, options):
+    it = bench(headway={"policy": "triage", "ttft_s": 0.2, "tpot_s": 0.02}, **options)
+    driver, rng = it.scheduler.headway.driver, random.Random(13)
+    for n in range(200):
+        for k in range(rng.randrange(4)):
+            it.add(rng.randrange(1, 300), 20, name=f"r{n}-{k}", slo_ttft_ms=rng.choice([1e-6, 90, 600_000]))
+        if rng.random() < 0.1 and it.scheduler.requests:
+            it.scheduler.finish_requests(
+                rng.choice(list(it.scheduler.requests)), RequestStatus.FINISHED_ABORTED
+            )
+        clock.s += 0.02
+        it.step()
+        view = driver._look(clock.s)
+        walked = list(view.waiting)
+        assert driver._account.queued_tokens() == sum(work.todo_tokens for work in walked)
+        due = [work for work in walked if work.request.arrival_s + work.request.slo.ttft_s >= clock.s]
+        found = list(view.waiting.open_at(clock.s))
+        assert sorted(map(id, found)) == sorted(map(id, due))
+        if not options:
+            assert found == due, "in order of arrival"
+
+
 # Between steps
 
 

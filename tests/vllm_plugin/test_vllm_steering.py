@@ -1,10 +1,12 @@
 """What is set for a step in vLLM's queues, and that it is put back, whatever vLLM did meanwhile."""
 
+import random
 from collections import deque
 from types import SimpleNamespace
 
 import pytest
 
+from headway.hosts.vllm import queueing
 from headway.hosts.vllm.steering import Applied, Steering
 
 
@@ -12,7 +14,7 @@ class Inner(SimpleNamespace):
     """A request of vLLM's, as far as steering looks."""
 
     def __init__(self, name):
-        super().__init__(name=name, next_decode_eligible_step=0, num_preemptions=0)
+        super().__init__(name=name, next_decode_eligible_step=0, num_preemptions=0, arrival_time=0.0)
 
     __hash__ = object.__hash__
 
@@ -97,3 +99,28 @@ def test_prompts_come_last_and_nobody_runs_who_did_not():
     sut.running.append(sut.waiting.popleft())
     applied.undo()
     assert names(sut.running) == "abcdW"
+
+
+@pytest.mark.parametrize("near", [1, 4, 256])
+@pytest.mark.parametrize("seed", range(60))
+def test_however_deep_they_lie_those_that_did_not_begin_keep_their_order(monkeypatch, near, seed):
+    monkeypatch.setattr(queueing, "_NEAR", near)
+    rng = random.Random(seed)
+    inners = [Inner(f"r{n}") for n in range(rng.randrange(1, 40))]
+    for n, inner in enumerate(inners):
+        inner.arrival_time = float(n) if rng.random() < 0.9 else rng.random() * 40  # some came by other ways
+    wanted = rng.sample(inners, rng.randrange(1, min(len(inners), 8) + 1))
+    queue = deque(inners)
+    moved = queueing.Moved(queue)
+    moved.to_front(wanted)
+    assert list(queue) == wanted + [inner for inner in inners if inner not in wanted]
+    begun = [queue.popleft() for _ in range(rng.randrange(len(wanted) + 1))]
+    if not begun and rng.random() < 0.5:
+        skipped = queue.popleft()  # vLLM passes it over, and puts it back in front
+        queue.appendleft(skipped)
+    preempted = [Inner(f"p{n}") for n in range(rng.randrange(3))] if not begun else []
+    for inner in preempted:
+        inner.num_preemptions = 1
+        queue.appendleft(inner)
+    moved.undo()
+    assert list(queue) == preempted[::-1] + [inner for inner in inners if inner not in begun]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.core.batch import StepReport, batch_policies
+from headway.core.estimate.step_time import Coefficients
 
 
 def make(spec="fair", cost=None):
@@ -268,3 +269,11 @@ class TestTargetsOutOfReach:
             waiting = [prompt(10, at=4.9, **evil)]
             budget = make().admission_budget(FakeView(waiting=waiting, decodes=others), now=5.0)
             assert budget == pytest.approx(wanted, rel=0.1), evil
+
+    def test_where_nothing_binds_and_attention_is_free_plans_are_sound(self):
+        policy, exact = make(), Coefficients(0.005, 20e-6, 0.0, 0.0)
+        for regime in (policy.step_time._decode, policy.step_time._mixed):
+            regime.coefficients = exact
+        decodes = [decode(at=4.0, tpot_s=0.001) for _ in range(4)]
+        view = FakeView(waiting=[prompt(100, at=4.9), prompt(600, at=4.95)], decodes=decodes)
+        assert [tokens for _, tokens in policy.plan(view, now=5.0).prefills] == [100, 412]

@@ -9,7 +9,7 @@ decodes run out of blocks; a policy that overlooks a limit loses efficiency, nev
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -17,7 +17,15 @@ from headway.core.registry import Registry, Rng
 from headway.core.request import Request
 from headway.core.settings import Settings as AnySettings
 
-__all__ = ["BatchPolicy", "BatchView", "EngineRequest", "Plan", "StepReport", "batch_policies"]
+__all__ = [
+    "BatchPolicy",
+    "BatchView",
+    "EngineRequest",
+    "Plan",
+    "StepReport",
+    "batch_policies",
+    "open_prompts",
+]
 
 
 class EngineRequest(Protocol):
@@ -124,6 +132,17 @@ class StepReport:
     context_tokens: int
     attention: float
     duration_s: float
+
+
+def open_prompts(view: BatchView, now: float) -> Iterator[EngineRequest]:
+    """Return the waiting prompts whose TTFT deadline is not before `now`, first come first.
+
+    A host with long queues gives `waiting` a method `open_at(now)` that finds them without walking the queue.
+    """
+    find: Callable[[float], Iterator[EngineRequest]] | None = getattr(view.waiting, "open_at", None)
+    if find is not None:
+        return find(now)
+    return (work for work in view.waiting if work.request.arrival_s + work.request.slo.ttft_s >= now)
 
 
 class BatchPolicy(ABC):

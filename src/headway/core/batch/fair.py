@@ -52,15 +52,19 @@ from headway.core.registry import Rng
 from headway.core.request import Slo
 from headway.core.settings import Settings, setting
 
-__all__ = ["Fair", "FairSettings"]
+__all__ = ["LOOKAHEAD", "Fair", "FairSettings"]
 
 #: Waiting prompts that are put in order of deadline; beyond, first come first. Bounds the cost of a step
 #: however long the queue is: many times what one step can take.
-_LOOKAHEAD = 256
+LOOKAHEAD = 256
+#: Waiting prompts whose TTFT targets count for the admission budget.
+_SIGHT = 32
 #: Steps without time for a prompt after which one is served all the same (rule 8).
 _DRY_STEPS = 8
 #: Of the time left, what a margin may take (rule 7).
 _MOST_MARGIN = 0.5
+#: The budget of a step that no deadline bounds: finite, so that its arithmetic stays so.
+_UNBOUND_S = 1e6
 _EVERY_DECODE = Plan()
 
 
@@ -159,9 +163,9 @@ class Fair(BatchPolicy):
         """
         for work in sorted(view.prefilling, key=_due_s):
             yield work, False
-        for work in sorted(islice(view.waiting, _LOOKAHEAD), key=_due_s):
+        for work in sorted(islice(view.waiting, LOOKAHEAD), key=_due_s):
             yield work, True
-        for work in islice(view.waiting, _LOOKAHEAD, None):
+        for work in islice(view.waiting, LOOKAHEAD, None):
             yield work, True
 
     def _alone(self, view: BatchView, now: float) -> Iterator[Prompt]:
@@ -178,7 +182,7 @@ class Fair(BatchPolicy):
         else:
             pairs = zip(slacks, decodes, strict=True)
             binding = [slack for slack, work in pairs if work.request.slo.tpot_s >= least_s]
-        least_slack_s = min(binding, default=float("inf"))
+        least_slack_s = min(binding, default=_UNBOUND_S)
         budget_s = max(least_slack_s, self.settings.least_budget * least_s)
         return Tightness(slacks, budget_s, least_s, 2 * unmet >= len(slacks))
 
@@ -252,7 +256,7 @@ class Fair(BatchPolicy):
         return min(view.token_cap, 2 * self._largest_tokens) - kept
 
     def _median_ttft_s(self, view: BatchView) -> float:
-        sight = chain(islice(view.waiting, _LOOKAHEAD), view.prefilling, view.decodes)
+        sight = chain(islice(view.waiting, _SIGHT), view.prefilling, view.decodes)
         targets = sorted([work.request.slo.ttft_s for work in sight])
         return targets[len(targets) // 2] if targets else self._ttft_s
 

@@ -11,17 +11,20 @@ Rule 3. The others come in order of arrival while all of them make it that way; 
 Rule 4. After `relegated_wait_s` a relegated prompt is served in turn again, ahead of the others, but such
    prompts get at most `relegated_share` of the prompt tokens: without the bound a lasting overload would
    put the lost ahead of everyone, and that is first come first again.
+Rule 5. The first 256 prompts that can make it are put in order, the others come behind them first come first:
+   the cost of a step does not grow with the queue.
 
 Neither half of rule 2 and 3 works alone (algorithms.md §9).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from typing import ClassVar, Literal
 
-from headway.core.batch.contract import BatchView, EngineRequest, Plan, batch_policies
-from headway.core.batch.fair import Fair, FairSettings
-from headway.core.batch.fill import Prompt
+from headway.core.batch.contract import BatchView, EngineRequest, Plan, batch_policies, open_prompts
+from headway.core.batch.fair import LOOKAHEAD, Fair, FairSettings
+from headway.core.batch.fill import Prompt, first_come
 from headway.core.registry import Rng
 from headway.core.settings import setting
 
@@ -89,52 +92,55 @@ class Triage(Fair):
         if not self.step_time.trained("mixed"):
             yield from super()._order(view, now, fixed_s, room_s)
             return
-        hopeful, relegated, pressure = self._sort_out(view, now, fixed_s, room_s)
-        ahead = self._overdue(relegated, now)
+        hopeful, pressure = self._hopeful(view, now, fixed_s, room_s)
+        taken = {id(work) for work, _ in hopeful}
+        ahead = self._overdue(view, taken, now)
         if ahead is not None:
             self._ahead = ahead[0]
+            taken.add(id(ahead[0]))
             yield ahead
         if pressure:
             aging = self.settings.aging_tokens_s
             # Waiting makes every prompt shorter at one rate, so `now` drops out of the comparison.
             hopeful.sort(key=lambda prompt: prompt[0].todo_tokens + aging * prompt[0].request.arrival_s)
         yield from hopeful
-        for prompt in relegated:
-            if prompt is not ahead:
+        for prompt in first_come(view):
+            if id(prompt[0]) not in taken:
                 yield prompt
 
-    def _sort_out(
+    def _hopeful(
         self, view: BatchView, now: float, fixed_s: float, room_s: float
-    ) -> tuple[list[Prompt], list[Prompt], bool]:
-        """Split prompts into those that can make their TTFT and those that cannot; say if the former must
-        hurry.
+    ) -> tuple[list[Prompt], bool]:
+        """Return the prompts that can make their TTFT, and whether they must hurry (rules 2 and 3).
 
         Work of `s` seconds takes `s / room` steps, at least one, and each costs `fixed_s` beside it.
         """
         costs = self.step_time.coefficients("mixed")
         hopeful: list[Prompt] = []
-        relegated: list[Prompt] = []
         pressure, before_s = False, 0.0
         steps_per_s = 1.0 / max(room_s, 1e-9)
-        for begins, group in ((False, view.prefilling), (True, view.waiting)):
-            for work in group:
-                request = work.request
-                left_s = request.arrival_s + request.slo.ttft_s - now - fixed_s
-                if left_s < 0.0:  # spares the arithmetic for a long tail of the lost
-                    relegated.append((work, begins))
-                    continue
-                work_s = costs.prefill_s(work.todo_tokens, work.context_tokens)
-                if work_s + fixed_s * max(0.0, work_s * steps_per_s - 1.0) > left_s:
-                    relegated.append((work, begins))
-                    continue
-                before_s += work_s
-                pressure = pressure or before_s + fixed_s * max(0.0, before_s * steps_per_s - 1.0) > left_s
-                hopeful.append((work, begins))
-        return hopeful, relegated, pressure
+        waiting = zip(open_prompts(view, now), repeat(True))
+        for work, begins in chain(zip(view.prefilling, repeat(False)), waiting):
+            request = work.request
+            left_s = request.arrival_s + request.slo.ttft_s - now - fixed_s
+            if left_s < 0.0:  # spares the arithmetic
+                continue
+            work_s = costs.prefill_s(work.todo_tokens, work.context_tokens)
+            if work_s + fixed_s * max(0.0, work_s * steps_per_s - 1.0) > left_s:
+                continue
+            before_s += work_s
+            pressure = pressure or before_s + fixed_s * max(0.0, before_s * steps_per_s - 1.0) > left_s
+            hopeful.append((work, begins))
+            if len(hopeful) >= LOOKAHEAD:
+                break
+        return hopeful, pressure
 
-    def _overdue(self, relegated: list[Prompt], now: float) -> Prompt | None:
-        """The first relegated prompt past its wait, if there is credit for it."""
+    def _overdue(self, view: BatchView, hopeful: set[int], now: float) -> Prompt | None:
+        """Return the first relegated prompt past its wait, if there is credit for it (rule 4)."""
         if self._credit_tokens <= 0.0:
             return None
         since_s = now - self.settings.relegated_wait_s
-        return next((prompt for prompt in relegated if prompt[0].request.arrival_s <= since_s), None)
+        for prompt in islice(first_come(view), len(view.prefilling) + LOOKAHEAD):
+            if prompt[0].request.arrival_s <= since_s and id(prompt[0]) not in hopeful:
+                return prompt
+        return None

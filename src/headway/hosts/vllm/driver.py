@@ -7,7 +7,7 @@ down by what only improves it.
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from logging import Logger
 from typing import Any
@@ -22,6 +22,7 @@ from headway.hosts.vllm.slo import DISPATCH
 from headway.hosts.vllm.steering import Applied, steer
 from headway.hosts.vllm.steps import Steps
 from headway.hosts.vllm.view import Adopter, View
+from headway.hosts.vllm.waiting import WaitingAccount
 
 __all__ = ["Driver"]
 
@@ -44,6 +45,7 @@ class Driver:
         self._only_measures = isinstance(self.policy, VllmV1)
         self._scheduler = scheduler
         self._adopter = Adopter(settings.slo)
+        self._account = WaitingAccount(scheduler, self._adopter)
         self._steps = Steps()
         self._recorder = recorder
         self._log = log
@@ -115,6 +117,7 @@ class Driver:
         self._view = None
         with self.guarded():
             scheduler = self._scheduler
+            self._account.took(output)
             now, speculated = time.monotonic(), scheduler.num_spec_tokens
             step = self._steps.begin(output, scheduler.requests, speculated, self._schedule_s, now)
             ran = step.prompt_tokens > 0
@@ -142,15 +145,18 @@ class Driver:
 
     # What the scheduler tells besides
 
-    def left(self) -> None:
-        """Note whether there is work to go on with, after requests left."""
+    def left(self, finished: Iterable[str] = ()) -> None:
+        """Note whether there is work to go on with, after requests left; `finished`: those withdrawn."""
         self._view = None
+        for name in finished:
+            self._account.discard(name)
         if not self._scheduler.has_unfinished_requests():
             self._steps.rest()
 
     def interrupted(self) -> None:
         """Note that queues changed, or the engine was paused, between steps."""
         self._view = None
+        self._account.reset()
         self._steps.rest()
 
     def dispatch_of(self, inner: Any) -> int | None:
@@ -158,7 +164,9 @@ class Driver:
         self._view = None
         # The next piece of a streamed input comes as a request, of which vLLM takes what it needs.
         if self._scheduler.requests.get(inner.request_id) is inner:
-            self._adopter.work_of(inner)
+            self._account.add(inner)
+        else:
+            self._account.reset()
         params = inner.sampling_params
         number = (params.extra_args or {}).get(DISPATCH) if params is not None else None
         return number if isinstance(number, int) and number > 0 else None
@@ -173,8 +181,7 @@ class Driver:
         if not scheduler.num_spec_tokens:  # what is speculated comes later, and belongs in the view
             self._view = view
         running, waiting = scheduler.get_request_counts()
-        queued = sum([work.todo_tokens for work in view.prefilling])
-        queued += sum([work.todo_tokens for work in view.waiting])
+        queued = sum([work.todo_tokens for work in view.prefilling]) + self._account.queued_tokens()
         pool = scheduler.kv_cache_manager.block_pool
         return Shown(
             queued_tokens=queued,
@@ -190,7 +197,8 @@ class Driver:
             self._recorder.close()
 
     def _look(self, now: float) -> View:
-        return View(self._scheduler, self._adopter, self._steps.ended_s or now)
+        told_s = self._steps.ended_s or now
+        return View(self._scheduler, self._adopter, told_s, self._account.open_at)
 
     def _left_s(self, now: float) -> float:
         """Seconds until the step under way ends, where the next one is scheduled while it runs."""

@@ -21,6 +21,8 @@ from typing import Any
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
+from headway.hosts.vllm.view import second_queue
+
 __all__ = ["Checkpoint", "end_with_error"]
 
 
@@ -32,7 +34,7 @@ class Checkpoint:
     def __init__(self, scheduler: Any) -> None:
         self._running = list(scheduler.running)
         connected = _has_connector(scheduler)
-        self._loading = [each for each in _second_queue(scheduler) if _is_loading(each)] if connected else []
+        self._loading = [each for each in second_queue(scheduler) if _is_loading(each)] if connected else []
 
     def is_recoverable(self, scheduler: Any) -> bool:
         """Return whether no connector was told of a request since (rule 3)."""
@@ -118,13 +120,6 @@ def _has_connector(scheduler: Any) -> bool:
     return scheduler.connector is not None or getattr(scheduler, "ec_connector", None) is not None
 
 
-def _second_queue(scheduler: Any) -> Iterable[Any]:
-    """Return the requests of vLLM's other waiting queue: those that hold KV; before 0.31, those skipped."""
-    queue = getattr(scheduler, "kv_holding_waiting", None)
-    queue = scheduler.skipped_waiting if queue is None else queue
-    return list(getattr(queue, "_heap", queue))
-
-
 def _is_loading(inner: Any) -> bool:
     return bool(inner.status == RequestStatus.WAITING_FOR_REMOTE_KVS)
 
@@ -132,6 +127,6 @@ def _is_loading(inner: Any) -> bool:
 def _lost(scheduler: Any) -> list[Any]:
     """Return the requests that are in none of the queues."""
     waiting = getattr(scheduler.waiting, "_heap", scheduler.waiting)
-    queued = {id(inner) for inner in (*scheduler.running, *waiting, *_second_queue(scheduler))}
+    queued = {id(inner) for inner in (*scheduler.running, *waiting, *second_queue(scheduler))}
     every = scheduler.requests.values()
     return [inner for inner in every if id(inner) not in queued and not inner.is_finished()]

@@ -6,6 +6,7 @@ call before or after; `schedule()` is steered (`steering.py`), never copied.
 """
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from vllm.logger import init_logger
@@ -87,7 +88,7 @@ class _Fair:
     def finish_requests(self, *args: Any, **kwargs: Any) -> Any:
         """Let go of requests from outside: an abort, most often."""
         finished = super().finish_requests(*args, **kwargs)  # type: ignore[misc]
-        self.headway.left()
+        self.headway.left(finished)
         return finished
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> Any:
@@ -172,10 +173,10 @@ class Plug:
             if ran is not None and self._is_due():
                 self._tell(ran)
 
-    def left(self) -> None:
+    def left(self, finished: Iterable[Any]) -> None:
         """Requests were withdrawn. If none is left, no step will end and tell."""
         with self.driver.guarded():
-            self.driver.left()
+            self.driver.left([inner.request_id for inner in finished])
             if not self._scheduler.has_unfinished_requests():
                 self._tell(None)
 

@@ -30,6 +30,7 @@ from itertools import chain, islice
 from typing import Any
 
 from headway.core.batch import Plan
+from headway.hosts.vllm.queueing import Moved
 from headway.hosts.vllm.view import View, comes_from_elsewhere
 
 __all__ = ["Applied", "Steering", "steer"]
@@ -86,7 +87,7 @@ class Applied:
         self._threshold: int = config.long_prefill_token_threshold
         self._eligible = [(inner, inner.next_decode_eligible_step) for inner in steering.sit_out]
         self._running = list(scheduler.running) if steering.prompts else None
-        self._waiting: list[Any] = []
+        self._waiting = Moved(scheduler.waiting)
         try:
             self._apply(scheduler, steering)
         except BaseException:
@@ -94,7 +95,7 @@ class Applied:
             raise
 
     def _apply(self, scheduler: Any, steering: Steering) -> None:
-        self._waiting = _move_to_front(scheduler.waiting, steering.waiting)
+        self._waiting.to_front(steering.waiting)
         if self._running is not None:
             running = {id(inner) for inner in self._running}
             last = [inner for inner in steering.prompts if id(inner) in running]
@@ -116,7 +117,7 @@ class Applied:
             inner.next_decode_eligible_step = step
         if self._running is not None:
             _put_back_running(scheduler, self._running)
-        _put_back_waiting(scheduler.waiting, self._waiting)
+        self._waiting.undo()
 
 
 def _takes_all(plan: Plan, view: View) -> bool:
@@ -189,46 +190,6 @@ def _fetch_from_elsewhere(steering: Steering, scheduler: Any) -> None:
         steering.budget += 1
         planned = {id(inner) for inner in coming}
         steering.waiting = coming + [inner for inner in steering.waiting if id(inner) not in planned]
-
-
-def _move_to_front(queue: Any, wanted: list[Any]) -> list[Any]:
-    """Bring the requests to the front in this order; return the front as it was, as far as it changed."""
-    if not wanted or all(inner is other for inner, other in zip(wanted, queue, strict=False)):
-        return []
-    missing = {id(inner) for inner in wanted}
-    found: set[int] = set()
-    depth = 0
-    for place, inner in enumerate(queue, 1):
-        if id(inner) in missing:
-            found.add(id(inner))
-            depth = place
-            if len(found) == len(missing):
-                break
-    front = [queue.popleft() for _ in range(depth)]
-    # One that vLLM keeps in another queue stays there.
-    moved = [inner for inner in wanted if id(inner) in found]
-    moved += [inner for inner in front if id(inner) not in found]
-    queue.extendleft(reversed(moved))
-    return front
-
-
-def _put_back_waiting(queue: Any, front: list[Any]) -> None:
-    """Give those of the front that did not begin their old order: else the queue is not first come first any
-    more. The places stay those they have: before them is whom vLLM preempted meanwhile.
-    """
-    if not front:
-        return
-    known = {id(inner) for inner in front}
-    places: list[int] = []
-    stayed: set[int] = set()
-    for place, inner in enumerate(queue):
-        if id(inner) in known:
-            places.append(place)
-            stayed.add(id(inner))
-        elif not inner.num_preemptions:
-            break  # vLLM takes from the front and puts back at the front, in order: the rest is untouched
-    for place, inner in zip(places, [inner for inner in front if id(inner) in stayed], strict=True):
-        queue[place] = inner
 
 
 def _put_back_running(scheduler: Any, order: list[Any]) -> None:

@@ -17,7 +17,8 @@ What of vLLM's state means what:
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
 from typing import Any, overload
 
 from headway.core.batch import EngineRequest
@@ -25,7 +26,16 @@ from headway.core.errors import ConfigError
 from headway.core.request import Request, Slo
 from headway.hosts.vllm.slo import slo_of
 
-__all__ = ["Adopter", "View", "Waiting", "Work", "comes_from_elsewhere"]
+__all__ = [
+    "Adopter",
+    "View",
+    "Waiting",
+    "Work",
+    "comes_from_elsewhere",
+    "is_blocked",
+    "second_queue",
+    "todo_tokens",
+]
 
 #: Statuses of vLLM's waiting requests that nothing can be done about yet.
 _BLOCKED = frozenset({"WAITING_FOR_REMOTE_KVS", "WAITING_FOR_STREAMING_REQ"})
@@ -76,6 +86,15 @@ class Adopter:
             work = inner.headway = Work(self._request(inner), inner.arrival_time)
         return work
 
+    def shown(self, inner: Any) -> Work:
+        """Return what is remembered of a waiting request, brought up to date."""
+        work = self.work_of(inner)
+        if inner.num_preemptions or inner.num_computed_tokens or inner.kv_transfer_params:
+            work.context_tokens = inner.num_computed_tokens
+            work.todo_tokens = todo_tokens(inner)
+            work.generated_tokens = inner.num_output_tokens
+        return work
+
     def _request(self, inner: Any) -> Request:
         params = inner.sampling_params
         try:
@@ -115,7 +134,13 @@ class View:
         "waiting",
     )
 
-    def __init__(self, scheduler: Any, adopter: Adopter, told_s: float) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        adopter: Adopter,
+        told_s: float,
+        open_at: Callable[[float], Iterator[Work]],
+    ) -> None:
         config = scheduler.scheduler_config
         seats: int = getattr(scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs)
         self.free_seats = seats - len(scheduler.running) - scheduler.num_waiting_for_streaming_input
@@ -129,7 +154,7 @@ class View:
         self.decode_context_tokens = 0
         self._look_at_running(scheduler, adopter, told_s)
         self.ahead_tokens, ahead = _ahead(scheduler)
-        self.waiting = Waiting(ahead, scheduler.waiting, adopter)
+        self.waiting = Waiting(ahead, scheduler.waiting, adopter, open_at)
 
     def _look_at_running(self, scheduler: Any, adopter: Adopter, told_s: float) -> None:
         step = scheduler.current_step + 1
@@ -170,18 +195,21 @@ class View:
 
 class Waiting(Sequence[EngineRequest]):
     """vLLM's waiting requests, looked at only as far as somebody reads, and once. `len` may count a few that
-    are blocked.
+    are blocked. `open_at`: those whose TTFT deadline is not over, as the contract has it.
     """
 
-    __slots__ = ("_adopter", "_more", "_queued", "_seen")
+    __slots__ = ("_adopter", "_more", "_queued", "_seen", "open_at")
 
-    def __init__(self, ahead: list[Any], queue: Any, adopter: Adopter) -> None:
+    def __init__(
+        self, ahead: list[Any], queue: Any, adopter: Adopter, open_at: Callable[[float], Iterator[Work]]
+    ) -> None:
         self._adopter = adopter
+        self.open_at = open_at
         # A priority queue in order costs O(n log n) comparisons in Python, each step. Its heap as it lies has
         # the first ones first, and vLLM keeps the order of priorities in any case.
         self._queued = getattr(queue, "_heap", queue)
         self._seen: list[Work] = []
-        self._more: Iterator[Any] | None = iter([*ahead, *self._queued])
+        self._more: Iterator[Any] | None = chain(ahead, self._queued)
 
     def __bool__(self) -> bool:
         return bool(self._seen) or next(iter(self), None) is not None
@@ -201,19 +229,11 @@ class Waiting(Sequence[EngineRequest]):
             if self._more is None:
                 return
             for inner in self._more:
-                if inner.status._name_ not in _BLOCKED:
-                    seen.append(self._shown(inner))
+                if not is_blocked(inner):
+                    seen.append(self._adopter.shown(inner))
                     break
             else:
                 self._more = None
-
-    def _shown(self, inner: Any) -> Work:
-        work = self._adopter.work_of(inner)
-        if inner.num_preemptions or inner.num_computed_tokens or inner.kv_transfer_params:
-            work.context_tokens = computed = inner.num_computed_tokens
-            work.todo_tokens = 1 if comes_from_elsewhere(inner) else max(inner.num_tokens - computed, 1)
-            work.generated_tokens = inner.num_output_tokens
-        return work
 
     @overload
     def __getitem__(self, index: int) -> EngineRequest: ...
@@ -229,15 +249,12 @@ def _ahead(scheduler: Any) -> tuple[int, list[Any]]:
     """Return tokens that go to requests whose KV is here already, and the requests vLLM looks at before the
     waiting ones.
     """
-    # Since 0.31 those that hold KV; before, all that were passed over once.
-    queue = getattr(scheduler, "kv_holding_waiting", None)
-    if queue is None:
-        queue = scheduler.skipped_waiting
+    queue = second_queue(scheduler)
     if not queue:
         return 0, []
     tokens, others = 0, []
     arrived = scheduler.finished_recving_kv_req_ids
-    for inner in getattr(queue, "_heap", queue):
+    for inner in queue:
         if inner.status._name_ == "WAITING_FOR_REMOTE_KVS":
             # With speculation vLLM begins it with a full row of drafts, or not at all.
             tokens += 1 + scheduler.num_spec_tokens if inner.request_id in arrived else 0
@@ -246,6 +263,28 @@ def _ahead(scheduler: Any) -> tuple[int, list[Any]]:
         else:
             others.append(inner)
     return tokens, others
+
+
+def second_queue(scheduler: Any) -> Collection[Any]:
+    """Return vLLM's other waiting queue: since 0.31 those that hold KV; before, all passed over once."""
+    queue = getattr(scheduler, "kv_holding_waiting", None)
+    if queue is None:
+        queue = scheduler.skipped_waiting
+    found: Collection[Any] = getattr(queue, "_heap", queue)
+    return found
+
+
+def is_blocked(inner: Any) -> bool:
+    """Return whether nothing can be done yet about a waiting request."""
+    return inner.status._name_ in _BLOCKED
+
+
+def todo_tokens(inner: Any) -> int:
+    """Return the tokens to compute of a waiting request before its next output token."""
+    if comes_from_elsewhere(inner):
+        return 1
+    left: int = inner.num_tokens - inner.num_computed_tokens
+    return max(left, 1)
 
 
 def comes_from_elsewhere(inner: Any) -> bool:
