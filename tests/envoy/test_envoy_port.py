@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from standins import StandIn
 
 from headway.cli.emulate import to_toml
+from headway.hosts.envoy import health as picker_health
 from headway.hosts.envoy.messages import EXT_PROC
 from headway.hosts.envoy.secure import self_signed
 
@@ -42,6 +44,23 @@ def test_health_is_told_on_its_own_port_and_on_envoys():
             assert await health(f.picker.health_port, "liveness") == SERVING
             assert await health(f.picker.health_port, "readiness") == NOT_SERVING
             assert await health(f.picker.health_port, EXT_PROC) == NOT_SERVING
+
+    run(test())
+
+
+def test_a_blocked_event_loop_keeps_no_health_check_waiting_and_one_that_is_stuck_is_dead(monkeypatch):
+    def asked(port):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            answer = HealthStub(channel).Check(HealthCheckRequest(service="liveness"), timeout=5.0)
+            return answer.status
+
+    async def test():
+        async with front(engines=1) as f:
+            with ThreadPoolExecutor(1) as pool:
+                for stall_s, status in ((10.0, SERVING), (0.0, NOT_SERVING)):
+                    monkeypatch.setattr(picker_health, "STALL_S", stall_s)
+                    asking = pool.submit(asked, f.picker.health_port)
+                    assert asking.result() == status  # the event loop stands still meanwhile
 
     run(test())
 

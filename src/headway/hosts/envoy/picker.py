@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-import grpc
 from prometheus_client import Counter, Gauge
 
 from headway.front.admin import metrics_page
@@ -25,9 +24,9 @@ from headway.front.process import run
 from headway.front.protocol import Handler, HttpRequest, HttpResponse, json_answer, refused
 from headway.front.scheduler import Scheduler
 from headway.hosts.envoy.config import EppConfig
-from headway.hosts.envoy.health import Health
+from headway.hosts.envoy.health import Health, HealthServer
 from headway.hosts.envoy.picks import Picks
-from headway.hosts.envoy.processor import Processor, listen
+from headway.hosts.envoy.processor import Processor, address
 from headway.hosts.envoy.processors import Processors
 from headway.hosts.envoy.secure import pem_of
 from headway.hosts.envoy.stream import Tools
@@ -63,7 +62,7 @@ class Picker:
         engine_key = config.secret(config.engine_api_key_env, "engine_api_key_env")
         self.scheduler = Scheduler(config, engine_key=engine_key)
         self.elector = self.scheduler.elector
-        self._health_server: grpc.aio.Server | None = None
+        self._health_server: HealthServer | None = None
         self._listeners: list[Listener] = []
         self.draining = False
         self.grpc_port = 0
@@ -90,9 +89,9 @@ class Picker:
             self.grpc_port = await self.processor.start(server.grpc_port)
             await self.health.look()  # it is ready by now, if its engines are
             if server.grpc_health_port is not None:
-                self._health_server, self.health_port = await listen(
-                    self.config, server.grpc_health_port, None, self.health
-                )
+                where = address(self.config, server.grpc_health_port)
+                self._health_server = HealthServer(self.health, where)
+                self.health_port = self._health_server.port
             for name, bind, handler in (
                 ("metrics_url", self.config.metrics, self._numbers),
                 ("admin_url", self.config.admin, self.admin),
@@ -119,7 +118,7 @@ class Picker:
         await self.processor.stop()
         await self._reader.close()
         if self._health_server is not None:
-            await self._health_server.stop(None)
+            await self._health_server.stop()
         for listener in self._listeners:
             await listener.close()
         self._listeners = []
