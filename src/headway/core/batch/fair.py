@@ -282,13 +282,20 @@ def _due_s(work: EngineRequest) -> float:
 
 
 def _queued(view: BatchView, costs: Coefficients, enough_s: float) -> tuple[float, int]:
-    """Seconds and tokens of the prompts queued; counting stops where they alone take `enough_s`."""
+    """Return the seconds and tokens of the prompts queued; counting stops where they alone take `enough_s`.
+
+    Beyond the first 256 that wait, the others count as their mean.
+    """
     seconds, tokens = 0.0, 0
-    for group in (view.prefilling, view.waiting):
-        for work in group:
-            todo = work.todo_tokens
-            seconds += costs.prefill_s(todo, work.context_tokens)
-            tokens += todo
-            if seconds >= enough_s:
-                break
-    return seconds, tokens
+    for work in view.prefilling:
+        seconds += costs.prefill_s(work.todo_tokens, work.context_tokens)
+        tokens += work.todo_tokens
+    waiting_s, waiting_tokens, seen = 0.0, 0, 0
+    for work in islice(view.waiting, LOOKAHEAD):
+        if seconds + waiting_s >= enough_s:
+            return seconds + waiting_s, tokens + waiting_tokens
+        waiting_s += costs.prefill_s(work.todo_tokens, work.context_tokens)
+        waiting_tokens += work.todo_tokens
+        seen += 1
+    share = len(view.waiting) / seen if seen == LOOKAHEAD else 1.0
+    return seconds + share * waiting_s, tokens + int(share * waiting_tokens)
