@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import weakref
 
 import pytest
 from standins import run
@@ -162,3 +163,35 @@ def test_a_tokenizer_counts_here_and_elsewhere(tmp_path):
     run(check())
     with pytest.raises(ConfigError, match="cannot use"):
         BodyReader(tmp_path / "missing.json")
+
+
+class Body(bytearray):
+    """A body that can be watched."""
+
+
+def test_a_client_that_goes_takes_a_body_that_waits_with_it(monkeypatch):
+    async def check(reader):
+        begun, never = asyncio.Event(), asyncio.Event()
+
+        async def start(tokenizer):
+            begun.set()
+            await never.wait()
+
+        monkeypatch.setattr(body_reader._Process, "start", start)
+        huge = b'{"prompt":"' + b"x" * body_reader.LARGE_BYTES + b'"}'
+        first = asyncio.create_task(reader.read("/v1/completions", huge))  # takes the one place there is
+        await begun.wait()
+        waiting = [Body(huge) for _ in range(3)]
+        watched = [weakref.ref(body) for body in waiting]
+        clients = [asyncio.create_task(reader.read("/v1/completions", body)) for body in waiting]
+        await asyncio.sleep(0)
+        for client in clients:
+            client.cancel()
+        await asyncio.wait(clients)
+        del client, clients, waiting  # whose exceptions refer to the bodies
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not any(body() is not None for body in watched)
+        first.cancel()
+
+    reading(check)

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
 
 import pytest
 from standins import StandIn, chat, gateway, run, until
 
 import headway.front.workers as workers
+from headway.hosts.gateway.passthrough import _form_model
 
 BASE = {"id": "base", "object": "model", "owned_by": "vllm", "root": "/m/base", "max_model_len": 1000}
 SQL = {"id": "sql", "object": "model", "owned_by": "vllm", "root": "/l/sql", "parent": "base"}
@@ -181,3 +183,44 @@ def test_a_list_that_differs_in_its_date_only_changes_nothing(monkeypatch):
             assert front.workers.catalog._all() is summary
 
     run(check())
+
+
+FORM = {"content-type": 'multipart/form-data; boundary="b-1"'}
+PART = b'--b-1\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+
+
+@pytest.mark.parametrize(
+    "body, model",
+    [
+        (PART % (b"model", b"large") + b"--b-1--", "large"),
+        (PART % (b"file", b"x" * 200_000) + PART % (b"model", b"large") + b"--b-1--", "large"),
+        (PART % (b"model", b"large") + PART % (b"file", b"x" * 200_000) + b"--b-1--", "large"),
+        (PART.replace(b'name="%b"', b"%b; name=model") % (b"x=y", b"large") + b"--b-1--", "large"),
+        (PART % (b'file"; filename="model', b"no") + b"--b-1--", None),
+        (PART % (b"model", b"two\r\nlines") + b"--b-1--", None),
+        (PART[:-2] % (b"model", b"cut"), None),
+        (PART % (b"model", b"x" * 600) + b"--b-1--", None),
+        (b'{"model": "large"}', None),
+    ],
+)
+def test_a_form_names_its_model(body, model):
+    assert _form_model(FORM, body) == model
+
+
+def cpu_s(body):
+    """Return the CPU time of looking for the model in a form's body: the least of a few."""
+
+    def once():
+        began_s = time.process_time()
+        _form_model(FORM, body)
+        return time.process_time() - began_s
+
+    return min(once() for _ in range(5))
+
+
+@pytest.mark.parametrize(
+    "line", [b'name="model"', b'name="model"\r\n', b'; name="model";', b"; name=", b"--b-1\r\n", b"\r\n\r\n"]
+)
+def test_the_time_to_find_a_forms_model_grows_no_faster_than_its_bytes(line):
+    small, large = line * (4096 // len(line)), line * (65_536 // len(line))
+    assert cpu_s(large) < 100 * max(cpu_s(small), 1e-5)  # 16 times the bytes; where it is squared, 256 times

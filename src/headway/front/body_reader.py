@@ -5,7 +5,8 @@ Rule 1. What is read at once takes a few milliseconds at worst, whatever stands 
 Rule 2. A process reads one body at a time. Processes are started when they are needed, and again when they
         end. Large bodies leave one process to the others.
 Rule 3. A body that takes longer than `MOST_S` is refused, and its process ended.
-Rule 4. A client that goes away leaves its job to end by itself: to cut it would cost a process.
+Rule 4. A client that goes away takes a job that waits with it, body and all. One that was begun ends by
+        itself: to cut it would cost a process.
 """
 
 import asyncio
@@ -58,6 +59,7 @@ class BodyReader:
         self._large = asyncio.Semaphore(most - 1)
         self._idle: list[_Process] = []
         self._jobs: set[asyncio.Task[Result]] = set()
+        self._waiting: set[asyncio.Task[Result]] = set()  # those of them that no process reads yet
 
     async def read(
         self, path: str, body: bytes | Sequence[bytes], *, steered: bool = False, prefixes: bool = True
@@ -96,14 +98,21 @@ class BodyReader:
     async def _hand_over(self, job: Job, pieces: Sequence[bytes]) -> Result:
         task = asyncio.create_task(self._carry_out(job, pieces))
         self._jobs.add(task)
+        self._waiting.add(task)
         task.add_done_callback(self._forget)
-        result = await asyncio.shield(task)
+        try:
+            result = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task in self._waiting:
+                task.cancel()
+            raise
         if result.status:
             raise result.refusal()
         return result
 
     def _forget(self, task: "asyncio.Task[Result]") -> None:
         self._jobs.discard(task)
+        self._waiting.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waited for it may be gone
 
@@ -115,6 +124,7 @@ class BodyReader:
             return await self._ask(job, pieces)
 
     async def _ask(self, job: Job, pieces: Sequence[bytes]) -> Result:
+        self._waiting -= {asyncio.current_task()}
         process = self._idle.pop() if self._idle else None
         try:
             if process is None or process.lost:

@@ -29,7 +29,9 @@ _RESERVED = ("x-data-parallel-rank", "x-headway-", "x-request-id")
 _QUERY = re.compile(r"[^\s#]*")
 #: The `model` field of a multipart form is looked for in so much of the body.
 _FORM_BYTES = 65_536
-_FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n')
+_BOUNDARY = re.compile(r'boundary="?([^\s";,]{1,200})', re.IGNORECASE)
+_NAMES_MODEL = re.compile(rb'[;\s]name="?model"?(?:[;\s]|$)', re.IGNORECASE)
+_LONGEST_NAME = 512
 
 
 class _Passing:
@@ -218,7 +220,14 @@ def check_query(query: str) -> None:
 
 def _form_model(headers: Mapping[str, str], body: bytes) -> str | None:
     """Return the model that a form asks for; None when it names none, or the body is no form."""
-    if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    kind = headers.get("content-type", "")
+    boundary = _BOUNDARY.search(kind)
+    if boundary is None or not kind.lower().startswith("multipart/form-data"):
         return None
-    found = _FORM_MODEL.search(body[:_FORM_BYTES]) or _FORM_MODEL.search(body[-_FORM_BYTES:])
-    return None if found is None else found[1].decode(errors="replace")
+    mark = b"--" + boundary[1].encode("latin-1")
+    parts = (part for piece in (body[:_FORM_BYTES], body[-_FORM_BYTES:]) for part in piece.split(mark))
+    for head, _, value in (part.partition(b"\r\n\r\n") for part in parts):
+        name, ends, more = value.partition(b"\r\n")
+        if ends and not more and 0 < len(name) <= _LONGEST_NAME and _NAMES_MODEL.search(head):
+            return name.decode(errors="replace")
+    return None
