@@ -67,6 +67,8 @@ class BodyReader:
         """Read the body of a generation, whole or in pieces: see `read_call`. Raises Refusal. Of one that
         came in pieces, `Call.body` is empty.
         """
+        if isinstance(body, bytes) and len(body) <= self._most_inline and _is_cheap(body):
+            return read_call(path, body, steered=steered, prefixes=prefixes, count=self._count)
         pieces = (body,) if isinstance(body, bytes | bytearray) else body
         size = sum(map(len, pieces))
         if size <= self._most_inline and _is_cheap(whole := b"".join(pieces)):

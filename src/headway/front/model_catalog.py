@@ -163,11 +163,15 @@ class ModelCatalog:
         self._clock = clock
         self._asking: asyncio.Future[None] | None = None
         self._asked_s = -math.inf
-        self._summary: _Summary | None = None  # None: an engine changed since it was made
+        # Kept until an engine changes:
+        self._summary: _Summary | None = None
+        self._lengths: dict[str, int | None] | None = None
+        self._resolved: dict[str | None, str | None] = {}  # names that need no engine to be asked
 
     def changed(self) -> None:
         """Note that an engine was added or removed, or lists other models."""
-        self._summary = None
+        self._summary = self._lengths = None
+        self._resolved.clear()
 
     def cards(self) -> dict[str, ModelCard]:
         """Return what clients may ask for, by name, merged from the lists of all engines."""
@@ -178,26 +182,35 @@ class ModelCatalog:
 
     def lengths(self) -> dict[str, int | None]:
         """Return how many tokens each model takes; an adapter takes what its base model does."""
-        longest = self._all().longest
-        return {name: longest.get(name) for name in self.cards()}
+        if self._lengths is None:
+            longest = self._all().longest
+            self._lengths = {name: longest.get(name) for name in self.cards()}
+        return self._lengths
 
     async def resolve(self, asked: str | None) -> str | None:
         """Return the model a request is for, as the policy needs it; None: any engine may serve it.
 
         Raises Refusal (404) for an unknown model.
         """
+        if asked in self._resolved:
+            return self._resolved[asked]
         if asked is None or self._means_default(asked):
-            return self._default()
+            return self._remember(asked, self._default())
         names = self._server.models
         if names and asked not in names:
             raise model_not_found(asked)
         if not self._is_known(asked):
             await self._ask_again()
         if self._is_known(asked):
-            return asked
+            return self._remember(asked, asked)
         if names or self._server.unknown_models == "pass-on":
             return None
         raise model_not_found(asked)
+
+    def _remember(self, asked: str | None, model: str | None) -> str | None:
+        if len(self._resolved) < MOST_MODELS:
+            self._resolved[asked] = model
+        return model
 
     def _means_default(self, asked: str) -> bool:
         is_a_name = asked in self._all().cards or asked in self._server.models

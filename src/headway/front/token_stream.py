@@ -29,6 +29,8 @@ DECAY = 0.9
 MOST_ENGINES = 10_000
 
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+#: An error event holds one of these. Only events with one are decoded at the end of a stream.
+_ERROR_WORDS = (b"error", b"response.failed")
 
 
 class EventWeights:
@@ -84,7 +86,8 @@ class TokenStream:
         """Note the end of the stream, where errors are; return what is left for the client."""
         if self.error is None:
             last = event_data((self._before + self._last)[-TAIL_BYTES:])
-            self.error = next((data for data in last if kind_of(data) is EventKind.ERROR), None)
+            suspects = (data for data in last if any(word in data for word in _ERROR_WORDS))
+            self.error = next((data for data in suspects if kind_of(data) is EventKind.ERROR), None)
         held, self._held = self._held, []
         return b"" if self.started else b"".join((*held, self._open))
 

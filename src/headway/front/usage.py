@@ -5,8 +5,9 @@ and SGLang's `/generate`.
 """
 
 import re
+from contextlib import suppress
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -95,6 +96,18 @@ class _Event(msgspec.Struct):
     code: Field = _ABSENT
 
 
+class _PlainCounts(msgspec.Struct, gc=False):
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=0, lt=MOST_TOKENS)]
+    completion_tokens: Annotated[int, msgspec.Meta(ge=0, lt=MOST_TOKENS)]
+
+
+class _PlainAnswer(msgspec.Struct):
+    """What nearly every answer looks like: usage with sound numbers."""
+
+    usage: _PlainCounts
+
+
+_plain = msgspec.json.Decoder(_PlainAnswer)
 _counts = msgspec.json.Decoder(_Counts)
 _within = msgspec.json.Decoder(_Within)
 _answer = msgspec.json.Decoder(_Answer)
@@ -109,6 +122,9 @@ def usage_of(body: bytes) -> Usage:
     """Read the usage of a JSON answer, of the end of one, or of an event. Impossible counts are left out."""
     if len(body) > MOST_DECODED_BYTES:
         return _usage_at_the_end(body)
+    with suppress(msgspec.DecodeError, RecursionError):
+        counts = _plain.decode(body).usage
+        return Usage(counts.prompt_tokens, counts.completion_tokens)
     try:
         answer = _answer.decode(body)
         for holder in (answer.response, answer.message):

@@ -141,7 +141,7 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
     """Bind and return the endpoint that came of it, a free port filled in."""
     wanted = endpoint.removesuffix(":0") + ":*" if endpoint.endswith(":0") else endpoint
     if not has_sound_port(endpoint):
-        raise ConfigError(f"cannot bind {endpoint!r}: the port must be from 0 to 65535")
+        raise ConfigError(f"cannot bind pass events to {endpoint!r}: the port must be from 0 to 65535")
     try:
         socket.bind(wanted)
     except zmq.ZMQError as error:

@@ -14,7 +14,8 @@ Rule 3  (waiting)   without such a group a request waits in the group that had t
                     without instances. It moves when another group can serve it. The policy of the group where
                     it waits bounds the wait.
 
-With one group, which is the usual case, events go straight to its policy.
+With one group, which is the usual case, events go straight to its policy: only the requests that are not
+over are remembered, in case another group comes up.
 """
 
 from collections.abc import Callable
@@ -46,6 +47,10 @@ from headway.core.request import Request
 __all__ = ["ByModel"]
 
 
+#: Events that may change the groups, or concern them all.
+_OF_INSTANCES = frozenset((InstanceUp, InstanceDraining, InstanceDown, LeaseHeld, LeaseLost))
+
+
 @dataclass(slots=True, eq=False)
 class _Tracked:
     """A request that is not over. `placed`: it was dispatched, and not recalled or failed since."""
@@ -70,6 +75,8 @@ class ByModel(ClusterPolicy):
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """See `ClusterPolicy.handle`."""
+        if len(self.groups) == 1 and type(event) not in _OF_INSTANCES:
+            return self._handle_alone(event, now)
         match event:
             case Arrived(request):
                 actions = self._send(request, self._choose(request, now), now)
@@ -93,6 +100,25 @@ class ByModel(ClusterPolicy):
                 self._lease = event
                 actions = [action for group in self.groups for action in group.policy.handle(event, now)]
         self._note(actions)
+        return actions
+
+    def _handle_alone(self, event: Event, now: float) -> list[Action]:
+        """Handle an event while there is one group: each request is its group's."""
+        group = self.groups[0]
+        if isinstance(event, Arrived):
+            self._requests[event.request.id] = _Tracked(event.request, group)
+            group.requests += 1
+        elif isinstance(event, Finished | Cancelled):
+            self._forget(event.request_id)
+        elif isinstance(event, Failed):
+            tracked = self._requests.get(event.request_id)
+            if tracked is not None and event.retry:
+                tracked.placed = False
+            else:
+                self._forget(event.request_id)
+        actions = group.policy.handle(event, now)
+        if actions:
+            self._note(actions)
         return actions
 
     def wake_at(self) -> float | None:

@@ -129,7 +129,9 @@ class PoolPolicy(ClusterPolicy):
         return iter([*self.buffer.values(), *self.stranded.values()])
 
     def _oldest_s(self) -> float:
-        return min(self.buffer.oldest_s(), self.stranded.oldest_s())
+        """Return since when the oldest hold lasts; infinity when nothing is held."""
+        oldest_s = self.buffer.oldest_s() if self.buffer else math.inf
+        return min(oldest_s, self.stranded.oldest_s()) if self.stranded else oldest_s
 
     def _instances_changed(self) -> None:
         """Follow a change of which instances are active, or of the models they serve."""
