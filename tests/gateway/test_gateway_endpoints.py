@@ -229,6 +229,25 @@ def test_clients_cannot_operate_engines():
     run(check())
 
 
+def test_an_operation_whose_body_does_not_come_is_given_up():
+    async def check():
+        limits = {"body_timeout_s": 0.05}
+        async with (
+            StandIn() as engine,
+            gateway([engine], admin={"port": 0}, limits=limits) as (front, _),
+        ):
+            host, _, port = front.admin_url.removeprefix("http://").partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"POST /flush_cache HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+            answer = await reader.readuntil(b"}}")
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert error_of(answer.partition(b"\r\n\r\n")[2]) == "body_timeout"
+            assert not engine.requests
+            writer.close()
+
+    run(check())
+
+
 def test_the_admin_side_operates_engines_and_lists_those_that_are_down():
     async def check():
         health = {"interval_s": 0.02, "eject_after": 1}

@@ -29,6 +29,7 @@ __all__ = [
     "Sink",
     "Transport",
     "TransportError",
+    "default_tls",
     "pieces_of",
 ]
 
@@ -434,7 +435,7 @@ class HttpTransport:
 
     async def _connect(self, origin: tuple[str, int, bool]) -> _Connection:
         host, port, secure = origin
-        tls = (self._tls or _default_tls()) if secure else None
+        tls = (self._tls or default_tls()) if secure else None
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await self._loop.create_connection(
@@ -465,7 +466,8 @@ def _why(error: OSError) -> str:
 
 
 @lru_cache(maxsize=1)
-def _default_tls() -> ssl.SSLContext:
+def default_tls() -> ssl.SSLContext:
+    """Return what connections to engines over TLS are made with. Reading the authorities takes long: once."""
     return ssl.create_default_context()
 
 

@@ -58,7 +58,7 @@ class _Reply:
 
 
 class Broadcast:
-    """Ask every engine. `patience_s` bounds an operation, per engine."""
+    """Ask every engine. `patience_s` bounds an operation at each; `body_timeout_s` the wait for its body."""
 
     def __init__(
         self,
@@ -69,12 +69,14 @@ class Broadcast:
         reader: BodyReader,
         engine_headers: Mapping[str, str],
         patience_s: float,
+        body_timeout_s: float,
     ) -> None:
         self._workers = workers
         self._transport = transport
         self._buffer = buffer
         self._headers = dict(engine_headers)
         self._patience_s = patience_s
+        self._body_timeout_s = body_timeout_s
         self._reader = reader
 
     def operations(self) -> Routes:
@@ -84,7 +86,7 @@ class Broadcast:
 
     def _operation(self, endpoint: Endpoint) -> Handler:
         async def operate(request: HttpRequest) -> HttpResponse:
-            body = await request.read()
+            body = await request.read(self._body_timeout_s)
             return await self.serve(endpoint, request.method, request.query_string, body)
 
         return operate

@@ -186,6 +186,7 @@ class Gateway:
             reader=self._reader,
             engine_headers=scheduler.engine_headers,
             patience_s=config.limits.first_byte_timeout_s,
+            body_timeout_s=config.limits.body_timeout_s,
         )
         self.metrics.watch(self.serving.buffer, self.workers, self.elector)
         posture = posture_of(config)

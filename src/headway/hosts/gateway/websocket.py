@@ -10,7 +10,6 @@ Rule 3. A tunnel ends with either side, when nothing moved for `idle_timeout_s`,
 import asyncio
 import base64
 import binascii
-import ssl
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlsplit
 
@@ -19,6 +18,7 @@ from headway.front.config import LimitsSpec
 from headway.front.errors import Refusal, bad_request, engine_failed
 from headway.front.protocol import HttpRequest
 from headway.front.request_fields import RESERVED
+from headway.front.transport import default_tls
 from headway.front.worker import Worker
 from headway.hosts.gateway.endpoints import Endpoint
 from headway.hosts.gateway.passthrough import Passthrough, check_query
@@ -125,7 +125,7 @@ class _Tunnel:
                 self._reader, self._writer = await asyncio.open_connection(
                     parts.hostname,
                     parts.port or (443 if secure else 80),
-                    ssl=ssl.create_default_context() if secure else None,
+                    ssl=default_tls() if secure else None,
                     limit=MOST_HEAD_BYTES,
                 )
             async with asyncio.timeout(self._limits.first_byte_timeout_s):
