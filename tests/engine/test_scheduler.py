@@ -276,6 +276,37 @@ def test_the_account_of_those_that_wait_is_what_a_walk_of_the_queue_finds(bench,
             assert found == due, "in order of arrival"
 
 
+@pytest.mark.parametrize("options", [{}, {"blocks": 60}, {"policy": "priority"}], ids=str)
+def test_what_is_remembered_of_the_front_is_what_a_look_at_every_request_finds(bench, clock, options):
+    it = bench(headway={"policy": "triage", "ttft_s": 0.2, "tpot_s": 0.02}, **options)
+    scheduler, rng, remembered = it.scheduler, random.Random(17), 0
+    driver = scheduler.headway.driver
+    for n in range(150):
+        for k in range(300 if n == 0 else rng.randrange(4)):
+            it.add(rng.randrange(1, 300), 20, name=f"r{n}-{k}", slo_ttft_ms=rng.choice([1e-6, 90, 600_000]))
+        for _ in range(rng.randrange(2)):
+            name = rng.choice(list(scheduler.requests))
+            scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+        if rng.random() < 0.03:
+            scheduler.reset_prefix_cache(reset_running_requests=True)
+        clock.s += 0.02
+        it.step()
+        waiting = driver._look(clock.s).waiting
+        queue = list(getattr(scheduler.waiting, "_heap", scheduler.waiting))
+        looked_at = driver._adopter.show(queue)
+        assert list(waiting) == looked_at
+        assert waiting[:256] == looked_at[:256]
+        ordered = waiting.by_deadline(256)
+        if ordered is not None:
+            remembered += 1
+            assert ordered == sorted(
+                looked_at[:256], key=lambda work: work.request.arrival_s + work.request.slo.ttft_s
+            )
+            assert waiting.earliest_s(256) == min(work.request.arrival_s for work in looked_at[:256])
+    assert tally(it).failures == 0
+    assert bool(remembered) == ("policy" not in options)
+
+
 # Between steps
 
 

@@ -24,6 +24,9 @@ __all__ = [
     "Plan",
     "StepReport",
     "batch_policies",
+    "by_deadline",
+    "in_order_of_deadline",
+    "may_have_arrived_by",
     "open_prompts",
 ]
 
@@ -143,6 +146,36 @@ def open_prompts(view: BatchView, now: float) -> Iterator[EngineRequest]:
     if find is not None:
         return find(now)
     return (work for work in view.waiting if work.request.arrival_s + work.request.slo.ttft_s >= now)
+
+
+def by_deadline(view: BatchView, count: int) -> Sequence[EngineRequest]:
+    """Return the first `count` waiting prompts in order of TTFT deadline. To be read at once, not kept.
+
+    A host with long queues gives `waiting` a method `by_deadline(count)` that knows the order from the step
+    before, or returns None.
+    """
+    find: Callable[[int], Sequence[EngineRequest] | None] | None = getattr(view.waiting, "by_deadline", None)
+    known = None if find is None else find(count)
+    return in_order_of_deadline(view.waiting[:count]) if known is None else known
+
+
+def in_order_of_deadline(works: Sequence[EngineRequest]) -> Sequence[EngineRequest]:
+    """Return the prompts by TTFT deadline; those with equal ones as they came."""
+    due_s = [work.request.arrival_s + work.request.slo.ttft_s for work in works]
+    if due_s == sorted(due_s):  # the usual case
+        return works
+    return [works[place] for place in sorted(range(len(due_s)), key=due_s.__getitem__)]
+
+
+def may_have_arrived_by(view: BatchView, count: int, then_s: float) -> bool:
+    """Return False if it is known that none of the first `count` waiting prompts arrived by `then_s`.
+
+    A host with long queues gives `waiting` a method `earliest_s(count)`, which returns None if it
+    does not know.
+    """
+    find: Callable[[int], float | None] | None = getattr(view.waiting, "earliest_s", None)
+    earliest_s = None if find is None else find(count)
+    return earliest_s is None or earliest_s <= then_s
 
 
 class BatchPolicy(ABC):

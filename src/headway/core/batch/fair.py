@@ -44,6 +44,8 @@ from headway.core.batch.contract import (
     Plan,
     StepReport,
     batch_policies,
+    by_deadline,
+    in_order_of_deadline,
 )
 from headway.core.batch.deadlines import Tightness, TimeLeft, least_target, relaxed_decodes, sit_out
 from headway.core.batch.fill import Prompt, fill
@@ -161,9 +163,9 @@ class Fair(BatchPolicy):
 
         For policies that derive: a step takes `fixed_s` whatever its prompts, and has `room_s` for them.
         """
-        for work in sorted(view.prefilling, key=_due_s):
+        for work in in_order_of_deadline(view.prefilling):
             yield work, False
-        for work in sorted(islice(view.waiting, LOOKAHEAD), key=_due_s):
+        for work in by_deadline(view, LOOKAHEAD):
             yield work, True
         for work in islice(view.waiting, LOOKAHEAD, None):
             yield work, True
@@ -274,11 +276,6 @@ class Fair(BatchPolicy):
                 if need > steps:
                     steps = need
         return costs.a_s * steps + tokens_s
-
-
-def _due_s(work: EngineRequest) -> float:
-    request = work.request
-    return request.arrival_s + request.slo.ttft_s
 
 
 def _queued(view: BatchView, costs: Coefficients, enough_s: float) -> tuple[float, int]:

@@ -22,7 +22,14 @@ from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import ClassVar, Literal
 
-from headway.core.batch.contract import BatchView, EngineRequest, Plan, batch_policies, open_prompts
+from headway.core.batch.contract import (
+    BatchView,
+    EngineRequest,
+    Plan,
+    batch_policies,
+    may_have_arrived_by,
+    open_prompts,
+)
 from headway.core.batch.fair import LOOKAHEAD, Fair, FairSettings
 from headway.core.batch.fill import Prompt, first_come
 from headway.core.registry import Rng
@@ -140,7 +147,8 @@ class Triage(Fair):
         if self._credit_tokens <= 0.0:
             return None
         since_s = now - self.settings.relegated_wait_s
-        for prompt in islice(first_come(view), len(view.prefilling) + LOOKAHEAD):
+        sight = LOOKAHEAD if may_have_arrived_by(view, LOOKAHEAD, since_s) else 0
+        for prompt in islice(first_come(view), len(view.prefilling) + sight):
             if prompt[0].request.arrival_s <= since_s and id(prompt[0]) not in hopeful:
                 return prompt
         return None

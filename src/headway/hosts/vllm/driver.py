@@ -56,6 +56,7 @@ class Driver:
         self._schedule_s = 0.0
         self._in_force: list[Applied | AdapterLimit] = []  # what is set in vLLM's scheduler for this step
         self._view: View | None = None  # of the present state, if it was looked at already
+        self._came = False  # whether requests came since
 
     # The calls of a step, in order
 
@@ -77,7 +78,11 @@ class Driver:
     def _steer(self, now: float) -> None:
         scheduler = self._scheduler
         with self.guarded():
-            view, self._view = self._view or self._look(now), None
+            view, self._view = self._view, None
+            if view is None:
+                view = self._look(now)
+            elif self._came:
+                view.look_at_waiting(scheduler)
             if view.is_idle():
                 return
             plan = self.policy.plan(view, now + self._left_s(now))
@@ -161,12 +166,13 @@ class Driver:
 
     def dispatch_of(self, inner: Any) -> int | None:
         """Return the number of the dispatch that brought a request; remember the request."""
-        self._view = None
         # The next piece of a streamed input comes as a request, of which vLLM takes what it needs.
         if self._scheduler.requests.get(inner.request_id) is inner:
             self._account.add(inner)
+            self._came = True
         else:
             self._account.reset()
+            self._view = None
         params = inner.sampling_params
         number = (params.extra_args or {}).get(DISPATCH) if params is not None else None
         return number if isinstance(number, int) and number > 0 else None
@@ -179,7 +185,7 @@ class Driver:
         self.tally.unrecorded = self._recorder.lost if self._recorder else 0
         view = self._look(now)
         if not scheduler.num_spec_tokens:  # what is speculated comes later, and belongs in the view
-            self._view = view
+            self._view, self._came = view, False
         running, waiting = scheduler.get_request_counts()
         queued = sum([work.todo_tokens for work in view.prefilling]) + self._account.queued_tokens()
         pool = scheduler.kv_cache_manager.block_pool
@@ -198,7 +204,7 @@ class Driver:
 
     def _look(self, now: float) -> View:
         told_s = self._steps.ended_s or now
-        return View(self._scheduler, self._adopter, told_s, self._account.open_at)
+        return View(self._scheduler, self._adopter, told_s, self._account.look)
 
     def _left_s(self, now: float) -> float:
         """Seconds until the step under way ends, where the next one is scheduled while it runs."""

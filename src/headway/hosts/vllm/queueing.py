@@ -5,6 +5,7 @@ only what rotating a deque costs (a microsecond for a thousand).
 """
 
 from collections import deque
+from itertools import islice
 from typing import Any
 
 __all__ = ["Moved"]
@@ -48,8 +49,8 @@ class Moved:
         """Return how deep the near ones lie, and the far ones by place."""
         missing = {id(inner): inner for inner in wanted}
         depth = 0
-        for place in range(min(len(self._queue), _NEAR)):
-            if missing.pop(id(self._queue[place]), None) is not None:
+        for place, inner in enumerate(islice(self._queue, _NEAR)):
+            if missing.pop(id(inner), None) is not None:
                 depth = place + 1
                 if not missing:
                     return depth, {}

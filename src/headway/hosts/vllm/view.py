@@ -17,9 +17,8 @@ What of vLLM's state means what:
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain
-from typing import Any, overload
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 from headway.core.batch import EngineRequest
 from headway.core.errors import ConfigError
@@ -29,7 +28,6 @@ from headway.hosts.vllm.slo import slo_of
 __all__ = [
     "Adopter",
     "View",
-    "Waiting",
     "Work",
     "comes_from_elsewhere",
     "is_blocked",
@@ -86,14 +84,24 @@ class Adopter:
             work = inner.headway = Work(self._request(inner), inner.arrival_time)
         return work
 
-    def shown(self, inner: Any) -> Work:
-        """Return what is remembered of a waiting request, brought up to date."""
-        work = self.work_of(inner)
-        if inner.num_preemptions or inner.num_computed_tokens or inner.kv_transfer_params:
-            work.context_tokens = inner.num_computed_tokens
-            work.todo_tokens = todo_tokens(inner)
-            work.generated_tokens = inner.num_output_tokens
-        return work
+    def show(self, inners: Iterable[Any]) -> list[Work]:
+        """Return what is remembered of these waiting requests, brought up to date, without the blocked ones.
+
+        One loop without calls: a step looks at hundreds of them.
+        """
+        works: list[Work] = []
+        for inner in inners:
+            if inner.status._name_ in _BLOCKED:
+                continue
+            work: Work | None = getattr(inner, "headway", None)
+            if work is None or work.arrived_s != inner.arrival_time:
+                work = self.work_of(inner)
+            if inner.num_preemptions or inner.num_computed_tokens or inner.kv_transfer_params:
+                work.context_tokens = inner.num_computed_tokens
+                work.todo_tokens = todo_tokens(inner)
+                work.generated_tokens = inner.num_output_tokens
+            works.append(work)
+        return works
 
     def _request(self, inner: Any) -> Request:
         params = inner.sampling_params
@@ -117,10 +125,12 @@ class View:
     """The state before a step. Beside the contract: what bringing a plan about needs to know.
 
     `prompts_running`, `decodes_running`: vLLM's requests of `prefilling` and `decodes`, in the same order.
-    `ahead_tokens`: tokens that vLLM gives to requests whose KV came from elsewhere, whatever is planned.
+    `ahead_tokens`: tokens that vLLM gives to requests whose KV came from elsewhere, whatever is planned. The
+    function `waiting` shows vLLM's queue behind requests that vLLM looks at first.
     """
 
     __slots__ = (
+        "_look",
         "ahead_tokens",
         "block_tokens",
         "decode_context_tokens",
@@ -139,7 +149,7 @@ class View:
         scheduler: Any,
         adopter: Adopter,
         told_s: float,
-        open_at: Callable[[float], Iterator[Work]],
+        waiting: Callable[[list[Any]], Sequence[EngineRequest]],
     ) -> None:
         config = scheduler.scheduler_config
         seats: int = getattr(scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs)
@@ -153,8 +163,13 @@ class View:
         self.decodes_running: list[Any] = []
         self.decode_context_tokens = 0
         self._look_at_running(scheduler, adopter, told_s)
+        self._look = waiting
+        self.look_at_waiting(scheduler)
+
+    def look_at_waiting(self, scheduler: Any) -> None:
+        """Show what waits now. What runs, and the blocks, have to be those of before."""
         self.ahead_tokens, ahead = _ahead(scheduler)
-        self.waiting = Waiting(ahead, scheduler.waiting, adopter, open_at)
+        self.waiting = self._look(ahead)
 
     def _look_at_running(self, scheduler: Any, adopter: Adopter, told_s: float) -> None:
         step = scheduler.current_step + 1
@@ -191,58 +206,6 @@ class View:
     def is_idle(self) -> bool:
         """Whether there is nothing to plan."""
         return not (self.decodes or self.prefilling or self.waiting)
-
-
-class Waiting(Sequence[EngineRequest]):
-    """vLLM's waiting requests, looked at only as far as somebody reads, and once. `len` may count a few that
-    are blocked. `open_at`: those whose TTFT deadline is not over, as the contract has it.
-    """
-
-    __slots__ = ("_adopter", "_more", "_queued", "_seen", "open_at")
-
-    def __init__(
-        self, ahead: list[Any], queue: Any, adopter: Adopter, open_at: Callable[[float], Iterator[Work]]
-    ) -> None:
-        self._adopter = adopter
-        self.open_at = open_at
-        # A priority queue in order costs O(n log n) comparisons in Python, each step. Its heap as it lies has
-        # the first ones first, and vLLM keeps the order of priorities in any case.
-        self._queued = getattr(queue, "_heap", queue)
-        self._seen: list[Work] = []
-        self._more: Iterator[Any] | None = chain(ahead, self._queued)
-
-    def __bool__(self) -> bool:
-        return bool(self._seen) or next(iter(self), None) is not None
-
-    def __len__(self) -> int:
-        return len(self._seen) if self._more is None else len(self._queued)
-
-    def __iter__(self) -> Iterator[EngineRequest]:
-        return iter(self._seen) if self._more is None else self._look()
-
-    def _look(self) -> Iterator[EngineRequest]:
-        seen, place = self._seen, 0
-        while True:
-            while place < len(seen):
-                yield seen[place]
-                place += 1
-            if self._more is None:
-                return
-            for inner in self._more:
-                if not is_blocked(inner):
-                    seen.append(self._adopter.shown(inner))
-                    break
-            else:
-                self._more = None
-
-    @overload
-    def __getitem__(self, index: int) -> EngineRequest: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[EngineRequest]: ...
-    def __getitem__(self, index: int | slice) -> EngineRequest | Sequence[EngineRequest]:
-        if index == -1 and self._queued:  # the usual question: who came last
-            return self._adopter.work_of(self._queued[-1])
-        return list(self)[index]
 
 
 def _ahead(scheduler: Any) -> tuple[int, list[Any]]:
