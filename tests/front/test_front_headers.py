@@ -1,5 +1,7 @@
 """What passes from engines to clients: nothing that names a server behind the front door."""
 
+import time
+
 import pytest
 
 from headway.front.errors import engine_failed
@@ -46,12 +48,31 @@ def test_headers_of_the_connection_end_with_it():
         ("http://engine.svc:8000/v1/x is down", "[address]/v1/x is down"),
         ("tcp://[fd00::1]:5600", "[address]"),
         ("bind [::1]:80", "bind [address]"),
+        ("worker-10.0.0.1 to -10.0.0.2", "worker-[address] to -[address]"),
+        ("x-http://a:1/b, ip-10-0-0-1.ec2:80", "[address]/b, [address]"),
         ("max 4096.0 tokens, version 0.32.1", "max 4096.0 tokens, version 0.32.1"),
         ("list [1, 2] and 'a::b'", "list [1, 2] and 'a::b'"),
     ],
 )
 def test_addresses_in_an_engines_words_are_replaced(text: str, clean: str):
     assert without_addresses(text) == clean
+
+
+def cpu_s(text: str) -> float:
+    """Return the CPU time of replacing addresses: the least of a few."""
+
+    def once() -> float:
+        began_s = time.process_time()
+        without_addresses(text)
+        return time.process_time() - began_s
+
+    return min(once() for _ in range(5))
+
+
+@pytest.mark.parametrize("piece", ["-", "a-", "a.", "a+", ":", "[", "1.", "http://[", "a.b:1", "x"])
+def test_the_time_to_replace_addresses_grows_no_faster_than_the_text(piece: str):
+    small, large = ("[" + piece * (size // len(piece)) for size in (4096, 65_536))
+    assert cpu_s(large) < 100 * max(cpu_s(small), 1e-5)  # 16 times the text; where it is squared, 256 times
 
 
 @pytest.mark.parametrize(

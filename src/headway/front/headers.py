@@ -64,13 +64,14 @@ _DROPPED_PREFIXES = ("access-control-", "x-backend", "x-envoy-", "x-forwarded-",
 #: Headers whose value is a URL of the engine.
 _URLS = frozenset(("location", "content-location"))
 
+#: Takes time in proportion to the text, whatever it is: clients can have engines repeat theirs.
 _ADDRESS = re.compile(
-    r"(?<![\w.])(?:"
-    r"[a-z][a-z0-9+.-]*://(?:\[[^\s\]]*\](?::\d+)?|[^\s/'\"<>)\]]+)"  # a URL's scheme and authority
-    r"|[a-z0-9-]+(?:\.[a-z0-9-]+)+:\d{2,5}"  # a name and a port
+    r"(?:(?<![\w.-])[a-z0-9-]++(?:\.[a-z0-9-]++)++:\d{2,5}"  # a name and a port
+    r"|(?<![\w.])(?:"
+    r"[a-z][a-z0-9+.-]{0,31}://(?:\[[^\s\]]{0,100}\](?::\d+)?|[^\s/'\"<>)\]]+)"  # a URL to its path
     r"|\d{1,3}(?:\.\d{1,3}){3}(?::\d{1,5})?"  # IPv4, with or without a port
-    r"|\[[0-9a-f:.]*:[0-9a-f:.]*\](?::\d{1,5})?"  # IPv6 in brackets
-    r")(?!\w)",
+    r"|\[[0-9a-f]{0,4}:[0-9a-f:.]{1,45}\](?::\d{1,5})?"  # IPv6 in brackets
+    r"))(?!\w)",
     re.IGNORECASE,
 )
 
