@@ -59,9 +59,21 @@ def test_an_error_is_not_asked_of_the_same_engine_again():
     assert RequestFaults(retries=2).failed(Fault.ERROR, engine("a"), elsewhere=False).retry is False
 
 
+def test_an_error_of_an_engine_that_had_to_be_asked_twice_ends_the_request():
+    faults = RequestFaults(retries=5)
+    assert [faults.failed(Fault.ERROR, engine("a")).retry for _ in range(2)] == [True, False]
+
+
+def test_the_twelfth_refusal_by_one_engine_is_the_answer():
+    faults = RequestFaults(retries=1)
+    verdicts = [faults.failed(Fault.BACKPRESSURE, engine("a")) for _ in range(12)]
+    assert [each.hold for each in verdicts] == [True] * 11 + [False]
+    assert not verdicts[-1].retry and sum(each.wait_s for each in verdicts) == pytest.approx(13.1)
+
+
 def test_backpressure_is_no_try_and_costs_no_budget():
     faults = RequestFaults(retries=1)
-    verdicts = [faults.failed(Fault.BACKPRESSURE, engine("a")) for _ in range(50)]
+    verdicts = [faults.failed(Fault.BACKPRESSURE, engine(name)) for name in "abcde" for _ in range(11)]
     assert all(each.retry and each.hold and not each.costs_budget for each in verdicts)
     assert faults.attempts == 0
     assert faults.ended() == ((), ())

@@ -10,12 +10,14 @@ Rule 4  (no evidence)   where no other engine tried it, its failure is weighed b
                         there).
 Rule 5  (backpressure)  a refusal by an engine that has enough costs no try and no budget, and is no fault.
                         A request counts once as such at an engine: one that is refused again and again may be
-                        to blame itself. It waits longer each time, and no other request with it. Where
-                        retries are off, the refusal is the client's answer.
+                        to blame itself. It waits longer each time, and no other request with it. The last of
+                        `MOST_REFUSALS` by one engine is the client's answer, and so is the first where
+                        retries are off.
 Rule 6  (work done)     what an engine worked on for longer than its time-out is not computed again elsewhere,
                         unless the request streams and the engine answered nobody else meanwhile either.
 Rule 7  (again)         nothing is tried again once the client has a byte, and an error is tried again only at
-                        an engine that has not answered it.
+                        an engine that has not answered it: where the others take nothing now, so that it is
+                        placed at the same engine once more, a second error ends it.
 """
 
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ __all__ = ["EngineFailure", "Fault", "RequestFaults", "Verdict"]
 
 #: How long a request waits that an engine refuses for the second time; doubled each time, up to the most.
 FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.1, 2.0
+#: So many refusals by one engine, about 15 s of waiting, end a request.
+MOST_REFUSALS = 12
 
 
 class Fault(StrEnum):
@@ -98,8 +102,11 @@ class RequestFaults:
         `elsewhere`: whether another engine of its role could try. `begun`: the client has a byte.
         """
         if fault is Fault.BACKPRESSURE and not begun and self._retries:
-            return Verdict(retry=True, hold=True, wait_s=self._backoff_s(failure))
+            times = self._count_refusal(failure)
+            if times < MOST_REFUSALS:
+                return Verdict(retry=True, hold=True, wait_s=_backoff_s(times))
         self.attempts += 1
+        again = failure is not None and (failure.role, failure.engine) in self._suspects
         if failure is not None and fault in _EXPLAINED:
             others = [key for key in self._suspects if key[0] is failure.role and key[1] != failure.engine]
             self._suspects.setdefault((failure.role, failure.engine), failure)
@@ -108,15 +115,15 @@ class RequestFaults:
         may = not begun and self.attempts <= self._retries
         if fault in (Fault.SLOW, Fault.BACKPRESSURE) or (fault is Fault.SILENT and not streams):
             may = False
-        if fault is Fault.ERROR and not elsewhere:
+        if fault is Fault.ERROR and (again or not elsewhere):
             may = False
         return Verdict(retry=may, costs_budget=fault not in _FREE)
 
-    def _backoff_s(self, failure: EngineFailure | None) -> float:
-        """Return how long a refused request waits: not at all the first time that an engine refuses it."""
+    def _count_refusal(self, failure: EngineFailure | None) -> int:
+        """Return how many times this engine refused the request, this time included."""
         engine = "" if failure is None else failure.engine
         times = self._refusals[engine] = self._refusals.get(engine, 0) + 1
-        return 0.0 if times == 1 else min(MOST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(times - 2, 16))
+        return times
 
     def tried(self, role: Role) -> frozenset[str]:
         """Return the engines of a role that failed it in a way that may be its own fault."""
@@ -143,3 +150,8 @@ class RequestFaults:
     def _clear(self, role: Role) -> tuple[EngineFailure, ...]:
         keys = [key for key in self._suspects if key[0] is role]
         return tuple(self._suspects.pop(key) for key in keys)
+
+
+def _backoff_s(times: int) -> float:
+    """Return how long a request waits that an engine refused so many times: not at all after the first."""
+    return 0.0 if times == 1 else min(MOST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (times - 2))
