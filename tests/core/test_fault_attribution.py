@@ -59,11 +59,6 @@ def test_an_error_is_not_asked_of_the_same_engine_again():
     assert RequestFaults(retries=2).failed(Fault.ERROR, engine("a"), elsewhere=False).retry is False
 
 
-def test_an_error_of_an_engine_that_had_to_be_asked_twice_ends_the_request():
-    faults = RequestFaults(retries=5)
-    assert [faults.failed(Fault.ERROR, engine("a")).retry for _ in range(2)] == [True, False]
-
-
 def test_the_twelfth_refusal_by_one_engine_is_the_answer():
     faults = RequestFaults(retries=1)
     verdicts = [faults.failed(Fault.BACKPRESSURE, engine("a")) for _ in range(12)]

@@ -200,6 +200,22 @@ def test_a_request_that_every_engine_fails_ejects_none_and_is_tried_at_two(fails
     run(check())
 
 
+def test_an_error_is_not_asked_of_the_same_engine_again_while_the_others_have_no_room():
+    async def check():
+        async with (
+            FullStandIn(0, 503, "60") as full,
+            PoisonableStandIn() as other,
+            gateway([full, other], "round-robin") as (front, client),
+        ):
+            assert [(await chat(client))[0] for _ in range(2)] == [200, 200]
+            assert front.workers.named("engine-0").limit.allowed(asyncio.get_running_loop().time()) == 0
+            status, _, body = await poison(client)
+            assert status == 500 and b"CUDA assert" in body
+            assert other.requests.count("poison") == 1
+
+    run(check())
+
+
 def test_an_engine_that_fails_what_others_serve_is_ejected_after_three_of_them():
     async def check():
         async with StandIn() as bad, StandIn() as good:

@@ -8,8 +8,8 @@ HELD = 1000
 def test_a_thousand_streams_are_held_and_then_each_is_served_once(tmp_path):
     async def check():
         async with loaded(tmp_path) as load:
-            for engine in load.engines:
-                await load.fault(engine, kind="slow", factor=20)
+            for engine in load.engines:  # no pass ends before all have been asked
+                await load.fault(engine, kind="slow", factor=100)
             # What the engines take although they are busy is not held.
             asked = load.ask(HELD + 100, tokens=5)
             await until(lambda: len(load.held()) >= HELD, "a thousand held")

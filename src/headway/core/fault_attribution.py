@@ -16,8 +16,7 @@ Rule 5  (backpressure)  a refusal by an engine that has enough costs no try and 
 Rule 6  (work done)     what an engine worked on for longer than its time-out is not computed again elsewhere,
                         unless the request streams and the engine answered nobody else meanwhile either.
 Rule 7  (again)         nothing is tried again once the client has a byte, and an error is tried again only at
-                        an engine that has not answered it: where the others take nothing now, so that it is
-                        placed at the same engine once more, a second error ends it.
+                        an engine that has not answered it, if one has room now.
 """
 
 from dataclasses import dataclass
@@ -99,14 +98,13 @@ class RequestFaults:
         """Take in a failed try.
 
         `failure`: the engine concerned, if one is; `credible`: whether that engine lately served anything.
-        `elsewhere`: whether another engine of its role could try. `begun`: the client has a byte.
+        `elsewhere`: whether another engine of its role has room to try. `begun`: the client has a byte.
         """
         if fault is Fault.BACKPRESSURE and not begun and self._retries:
             times = self._count_refusal(failure)
             if times < MOST_REFUSALS:
                 return Verdict(retry=True, hold=True, wait_s=_backoff_s(times))
         self.attempts += 1
-        again = failure is not None and (failure.role, failure.engine) in self._suspects
         if failure is not None and fault in _EXPLAINED:
             others = [key for key in self._suspects if key[0] is failure.role and key[1] != failure.engine]
             self._suspects.setdefault((failure.role, failure.engine), failure)
@@ -115,7 +113,7 @@ class RequestFaults:
         may = not begun and self.attempts <= self._retries
         if fault in (Fault.SLOW, Fault.BACKPRESSURE) or (fault is Fault.SILENT and not streams):
             may = False
-        if fault is Fault.ERROR and (again or not elsewhere):
+        if fault is Fault.ERROR and not elsewhere:
             may = False
         return Verdict(retry=may, costs_budget=fault not in _FREE)
 

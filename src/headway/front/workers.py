@@ -377,8 +377,10 @@ class Workers:
             self._kicks[worker.name].set()
 
     def has_other(self, worker: Worker, tried: frozenset[str]) -> bool:
-        """Whether another engine of its role takes work that is not among those tried."""
-        return any(other.name not in tried for other in self._others(worker))
+        """Whether another engine of its role, not among those tried, takes work and has room for it."""
+        now = self._clock()
+        others = (other for other in self._others(worker) if other.name not in tried)
+        return any((most := other.limit.allowed(now)) is None or other.in_flight < most for other in others)
 
     def _others(self, worker: Worker) -> list[Worker]:
         """Return the other engines of its role that take work and share a model with it."""
