@@ -155,8 +155,11 @@ def test_quotes_in_text_are_no_strings():
 
 @pytest.mark.parametrize("body", [b"[" * 200_000, b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 100_000])
 def test_nesting_is_bounded(body):
-    assert refused(b'{"prompt":"x","y":' + body + b"}") == "invalid_json"
-    assert refused(b'{"messages":[{"role":"u","content":"x"}],"tools":' + body + b"}", CHAT) == "invalid_json"
+    assert refused(b'{"prompt":"x","y":' + body + b"}") == "body_too_complex"
+    assert (
+        refused(b'{"messages":[{"role":"u","content":"x"}],"tools":' + body + b"}", CHAT)
+        == "body_too_complex"
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,3 +197,14 @@ def test_fields_that_steer_are_found_among_any_number_of_others():
     check_passed_on(b"{" + fields + b"}")
     with pytest.raises(Refusal, match="data_parallel_rank"):
         check_passed_on(b"{" + fields + b',"data_parallel_rank":1}')
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+@pytest.mark.parametrize("field", ["y", "tools", "best_of"])
+def test_a_body_that_is_nested_too_deeply_is_said_to_be(path, field):
+    deep = "[" * 200_000 + "]" * 200_000
+    body = f'{{"messages":[{{"role":"user","content":"x"}}],"prompt":"x","{field}":{deep}}}'.encode()
+    with pytest.raises(Refusal) as caught:
+        read_call(path, body)
+    assert (caught.value.status, caught.value.code) == (400, "body_too_complex")
+    assert str(caught.value) == "The body is nested too deeply."

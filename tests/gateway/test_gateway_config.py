@@ -120,6 +120,14 @@ WRONG = [
         )
         for address in ("nonsense", "http://h:1", "tcp://h", "tcp://h:0", "tcp://*:5557", "ipc://")
     ),
+    *(
+        (
+            {"instances": [AGGREGATED | {"events": "tcp://h:1"} | {key: address}]},
+            rf"instances\[0\]\.{key}: the port must be from 1 to 65535",
+        )
+        for key in ("events", "snapshots")
+        for address in ("tcp://127.0.0.1:99999", "tcp://[::1]:65536")
+    ),
     ({"admin": {"port": 8080}}, r"admin\.port: 8080 is server\.port already"),
     ({"server": {"host": "0.0.0.0"}, "metrics": {"port": 8080}}, r"metrics\.port: 8080 is server\.port"),
     ({"admin": {"port": 9090}, "metrics": {"port": 9090}}, r"metrics\.port: 9090 is admin\.port already"),

@@ -35,7 +35,7 @@ BAD_BODIES = [
     (b'{"messages": [{"role": "user", "content": "hi"}], "data_parallel_rank": 99}', "invalid_request"),
     (b'{"messages": [{"role": "user", "content": "hi"}], "kv_transfer_params": {}}', "invalid_request"),
     (b'{"messages": ' + b"[" * 100_000, "invalid_request"),
-    (b'{"messages": [{"role": "user", "content": ' + b"[" * 100_000, "invalid_json"),
+    (b'{"messages": [{"role": "user", "content": ' + b"[" * 100_000, "body_too_complex"),
 ]
 BAD_HEADERS = [
     {"x-slo-ttft-ms": "soon"},

@@ -41,6 +41,19 @@ def test_samples_become_requests_of_their_own_and_one_answer(dialect):
     run(check())
 
 
+def test_a_number_of_samples_may_be_written_as_a_text():
+    async def check():
+        async with (
+            StandIn() as prefill,
+            StandIn() as decode,
+            running(config([prefill], [decode])) as (_, client),
+        ):
+            status, _, body = await chat(client, n="3")
+            assert status == 200 and len(json.loads(body)["choices"]) == 3
+
+    run(check())
+
+
 @both
 def test_prompts_are_answered_in_their_order(dialect):
     async def check():
@@ -139,6 +152,31 @@ def test_more_sequences_than_the_bound_are_refused():
                 many = {"model": "tiny", "prompt": ["x"] * 3, "n": 2}
                 assert (await chat(client, many, path=COMPLETIONS))[0] == 400
             assert len(prefill.requests) == 4
+
+    run(check())
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "param"),
+    [
+        ("/v1/chat/completions", CHAT | {"n": 5}, "n"),
+        (COMPLETIONS, {"prompt": "x", "n": 5}, "n"),
+        (COMPLETIONS, {"prompt": "x", "n": 2, "best_of": "5"}, "best_of"),
+        (COMPLETIONS, {"prompt": ["x"] * 2, "n": 3}, "n"),
+        (COMPLETIONS, {"prompt": [1, 2, 3, 4, 5, 6], "n": 5}, "n"),
+        (COMPLETIONS, {"prompt": "x", "n": 2, "best_of": 5}, "best_of"),
+        (COMPLETIONS, {"prompt": ["x"] * 5}, "prompt"),
+        (COMPLETIONS, {"prompt": [[1], [2], [3], [4], [5]], "n": 2}, "prompt"),
+    ],
+)
+def test_too_many_sequences_are_refused_with_the_field_that_asks_for_them(path, asked, param):
+    async def check():
+        async with StandIn() as prefill, StandIn() as decode:
+            data = config([prefill], [decode], limits={"max_sequences": 4})
+            async with running(data) as (_, client):
+                status, _, body = await chat(client, {"model": "tiny"} | asked, path=path)
+            error = json.loads(body)["error"]
+            assert (status, error["param"]) == (400, param), error
 
     run(check())
 

@@ -455,3 +455,15 @@ def test_promtool_accepts_the_metrics():
     )
     complaints = done.stdout + done.stderr
     assert b"error while linting" not in complaints and b"no help text" not in complaints, complaints
+
+
+def test_a_worker_that_is_nested_too_deeply_is_refused():
+    async def check():
+        async with StandIn() as engine, gateway([engine], admin={"port": 0}) as (front, client):
+            body, kind = b"[" * 5000 + b"]" * 5000, {"Content-Type": "application/json"}
+            async with client.post(f"{front.admin_url}/workers", data=body, headers=kind) as answer:
+                error = (await answer.json())["error"]
+            assert (answer.status, error["code"]) == (400, "body_too_complex")
+            assert error["message"] == "The body is nested too deeply."
+
+    run(check())

@@ -29,7 +29,7 @@ from headway.core.errors import ConfigError, unknown_name
 from headway.hosts.gateway.config import GatewayConfig
 from headway.hosts.gateway.worker_api import instance_name
 
-__all__ = ["DropIn", "read_flags"]
+__all__ = ["DropIn", "check_flags", "read_flags"]
 
 PORT, METRICS_PORT = 30_000, 29_000
 #: SGLang's own default of `--disaggregation-bootstrap-port`.
@@ -90,6 +90,10 @@ _OWN = (
     "--log-level",
     "--speed",
     "--batch",
+    "--dialect",
+    "--seed",
+    "--events",
+    "--no-events",
 )
 
 
@@ -111,6 +115,11 @@ def read_flags(
     """
     draft = _Draft(GivenFlags.scan(words, _TAKES, _OWN), host, port, policy or "")
     return DropIn(GatewayConfig.parse(draft.data(), where="command line"), draft.notes)
+
+
+def check_flags(words: Sequence[str]) -> None:
+    """Raise ConfigError for a flag that neither another router nor `headway serve` has."""
+    GivenFlags.scan(words, _TAKES, _OWN)
 
 
 def _breaker(flag: str, text: str) -> int:

@@ -137,6 +137,8 @@ def serve(
     """
     need_extra("gateway", "httptools", "msgspec", "prometheus_client", "zmq")
     said = _Said(host, port, policy, log_level)
+    if context.args and (config is not None or cluster is not None):
+        _refuse_unknown(context.args)
     if cluster is not None and (config is not None or context.args):
         raise ConfigError("--cluster is for the embedded cluster, where no other engines are named")
     if config is not None:
@@ -166,6 +168,13 @@ def need_extra(extra: str, *modules: str) -> None:
             import_module(module)
         except ImportError as error:
             raise ConfigError(f"{error.name} is missing: pip install 'headway[{extra}]'") from None
+
+
+def _refuse_unknown(words: list[str]) -> None:
+    """Raise ConfigError for a flag that does not exist, before flags that do not fit are refused."""
+    from headway.cli.drop_in import check_flags
+
+    check_flags(words)
 
 
 def _gateway(plan: _Plan) -> "Gateway":

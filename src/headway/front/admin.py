@@ -9,15 +9,17 @@ GET    /metrics /health          as on the public side
 GET    /  /admin/live            the page, and what it lives on (`page.py`)
 """
 
+from typing import Any
 from urllib.parse import unquote
 
-import orjson
+import msgspec
 
 from headway.core.errors import ConfigError
 from headway.front.access import Gate
 from headway.front.config import parse_instance
 from headway.front.driver import Driver
 from headway.front.errors import Refusal, bad_request
+from headway.front.json_body import decode
 from headway.front.metrics import Metrics
 from headway.front.protocol import HttpRequest, HttpResponse, Routes, json_answer, refused
 from headway.front.worker import Worker
@@ -29,6 +31,8 @@ __all__ = ["AdminSide", "describe", "metrics_page"]
 DRAIN_S, MOST_DRAIN_S = 30.0, 3600.0
 #: A body is a few lines: it is there in this time.
 BODY_S = 10.0
+
+_anything = msgspec.json.Decoder(Any)
 
 
 def describe(worker: Worker) -> dict[str, object]:
@@ -109,10 +113,7 @@ class AdminSide:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # the one kind that no other site's page can send without asking us
             raise Refusal(415, "content_type", "Send Content-Type: application/json.")
-        try:
-            data = orjson.loads(await request.read(BODY_S))
-        except orjson.JSONDecodeError as error:
-            raise bad_request(f"The body is not valid JSON: {error}.") from None
+        data = decode(_anything, await request.read(BODY_S))
         if not isinstance(data, dict):
             raise bad_request("A worker is a JSON object.")
         worker = await self._workers.add(parse_instance(data, where="worker"))

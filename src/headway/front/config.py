@@ -30,6 +30,7 @@ from headway.core.errors import ConfigError
 from headway.core.events import InstanceUp, Role
 from headway.core.request import Slo
 from headway.front.addresses import Addresses
+from headway.wire.publisher import has_sound_port
 
 __all__ = [
     "AdminSpec",
@@ -110,6 +111,8 @@ _SUBSCRIBABLE = re.compile(r"tcp://[^\s:]+:[1-9]\d{0,4}|tcp://\[[^\s\]]+\]:[1-9]
 def _zmq_address(text: str) -> str:
     if not _SUBSCRIBABLE.fullmatch(text) or text.startswith("tcp://*"):
         raise ValueError("must be tcp://HOST:PORT or ipc://PATH")
+    if not has_sound_port(text):
+        raise ValueError("the port must be from 1 to 65535")
     return text
 
 

@@ -61,7 +61,9 @@ def decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
         raise bad_request("The body is not valid UTF-8.", code="invalid_json") from None
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except RecursionError:
+        raise bad_request("The body is nested too deeply.", code="body_too_complex") from None
+    except msgspec.DecodeError as error:
         raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
 
 

@@ -15,12 +15,14 @@ Rule 4. The number of sequences (`limits.max_sequences`) and the bytes of their 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import chain
+from typing import Any
 
 import msgspec
 
 from headway.core.request import Slo
 from headway.front.config import LimitsSpec
 from headway.front.errors import Refusal, bad_request
+from headway.front.json_body import ABSENT, decode, whole
 from headway.front.requests import Call
 from headway.front.transport import Sink
 from headway.hosts.gateway.joined import Choices, EventSplitter, join_whole
@@ -40,6 +42,7 @@ _GROUPED = ("use_beam_search", "best_of", "prompt_embeds")
 _Fields = dict[str, msgspec.Raw]
 _fields = msgspec.json.Decoder(_Fields)
 _prompts = msgspec.json.Decoder(list[msgspec.Raw])
+_anything = msgspec.json.Decoder(Any)
 
 #: Reads the body of a generation.
 Reader = Callable[[str, bytes], Awaitable[Call]]
@@ -98,16 +101,17 @@ def split(call: Call, most: int) -> tuple[list[bytes], int]:
         raise bad_request(
             "Several sequences in one request are not served where prefill and decode are apart."
         )
-    if call.sequences > most:
-        message = f"{call.sequences} sequences in one request: at most {most} are served."
-        raise bad_request(message, param="n" if "chat" in call.path else "prompt")
     if len(call.body) > MOST_BYTES:
         raise _too_large()
-    fields = _fields.decode(call.body)
-    samples = _whole(fields.pop("n", None))
+    fields = decode(_fields, call.body)
+    prompts = _prompts_of(fields)
+    if call.sequences > most:
+        message = f"{call.sequences} sequences in one request: at most {most} are served."
+        raise bad_request(message, param=_too_many(fields, len(prompts), most))
+    samples = _count(fields, "n")
+    fields.pop("n", None)
     _refuse_grouped(fields, samples)
     seed = _number(fields.get("seed"))
-    prompts = _prompts_of(fields)
     rest = sum(len(bytes(value)) for name, value in fields.items() if name != "prompt")
     size = len(prompts) * rest + len(bytes(fields.get("prompt", b"")))
     if size * (1 if seed is None else samples) > MOST_BYTES:
@@ -130,9 +134,16 @@ def _prompts_of(fields: _Fields) -> list[msgspec.Raw | None]:
     prompt = fields.get("prompt")
     if prompt is None or bytes(prompt)[:1] != b"[":
         return [None]
-    prompts = _prompts.decode(prompt)
+    prompts = decode(_prompts, bytes(prompt))
     several = bytes(prompts[0])[:1] in (b'"', b"[")
     return [*prompts] if several else [None]
+
+
+def _too_many(fields: _Fields, prompts: int, most: int) -> str:
+    """Return the field that asks for more than `most` sequences; of several, the prompts come first."""
+    if prompts > most:
+        return "prompt"
+    return "best_of" if _count(fields, "best_of") > _count(fields, "n") else "n"
 
 
 def _too_large() -> Refusal:
@@ -144,18 +155,19 @@ def _refuse_grouped(fields: _Fields, samples: int) -> None:
     """Raise Refusal (400) for what an engine does with sequences as a group; drop what asks for none."""
     for name in _GROUPED:
         value = fields.pop(name, None)
-        asked = None if value is None else msgspec.json.decode(value)
+        asked: object = None if value is None else decode(_anything, bytes(value))
         if asked and not (name == "best_of" and asked == samples):
             message = f"{name} with several sequences is not served where prefill and decode are apart."
             raise bad_request(message, param=name)
 
 
-def _whole(value: msgspec.Raw | None) -> int:
-    return _number(value) or 1
+def _count(fields: _Fields, name: str) -> int:
+    """Return a number of samples, read as the engines read it; one where the body has none."""
+    return whole(fields.get(name, ABSENT), name, 1) or 1
 
 
 def _number(value: msgspec.Raw | None) -> int | None:
-    number = None if value is None else msgspec.json.decode(value)
+    number = None if value is None else decode(_anything, bytes(value))
     return int(number) if isinstance(number, int | float) else None
 
 
