@@ -342,7 +342,9 @@ def test_a_port_that_is_taken_is_named():
     async def scenario():
         async with running() as (emulator, _):
             port = int(emulator.endpoints[0].url.rpartition(":")[2])
-            with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+            with pytest.raises(
+                ConfigError, match=f"^cannot listen on 127.0.0.1:{port}: address already in use$"
+            ):
                 async with Emulator(cluster(), base_port=port):
                     pass
 

@@ -93,6 +93,18 @@ def test_a_report_by_id_that_came_before_the_proof_is_believed_with_it():
     assert not c.believes("b", THREE)
 
 
+def test_a_claim_goes_with_its_request_and_claims_are_bounded(monkeypatch):
+    c = carriers(a=ONE, b=ONE, c=ONE)
+    c.believes("a", TWO)
+    c.over("a")
+    assert not c._claims
+    monkeypatch.setattr("headway.hosts.envoy.carriers.MOST_CLAIMS", 1)
+    c.carry("d", ONE)
+    c.believes("b", TWO)
+    c.believes("d", TWO)
+    assert c.prove("c", TWO) == {"b"}
+
+
 def test_a_port_that_is_used_again_does_not_inherit():
     c = carriers(a=ONE)
     c.broke(ONE, now=0.0)

@@ -426,6 +426,23 @@ def test_ranks_that_contradict_the_configuration_are_logged_once(caplog):
     run(check())
 
 
+def test_ranks_that_contradict_the_configuration_are_logged_once_though_metrics_are_missing_between(caplog):
+    async def check():
+        async with (
+            StandIn() as engine,
+            gateway([engine], inference={"scrape_interval_s": 0.01}) as (front, _),
+        ):
+            heard = watch(front)
+            as_one = METRICS + METRICS.replace('engine="0"', 'engine="1"')
+            for metrics in (as_one, "", as_one, "", as_one):
+                engine.metrics = metrics
+                seen = len(heard)
+                await until(lambda seen=seen: len(heard) > seen + 2)
+        assert len([record for record in caplog.records if record.message == "engine's ranks"]) == 1
+
+    run(check())
+
+
 NONSENSE = """vllm:num_requests_running{engine="0"} NaN
 vllm:num_requests_waiting{engine="0"} +Inf
 vllm:kv_cache_usage_perc{engine="0"} -inf

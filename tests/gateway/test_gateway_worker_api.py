@@ -40,7 +40,28 @@ def test_a_worker_is_added_serves_and_is_removed():
             removed = await call(client, "POST", "/remove_worker", url=url)
             assert removed == (200, f"Successfully removed worker: {url}")
             assert await listed(client) == [first.url]
-            assert (await call(client, "POST", "/remove_worker", url=url))[0] == 200
+            again = await call(client, "POST", "/remove_worker", url=url)
+            assert again == (200, f"There is no worker at {url}: nothing was removed.")
+
+    run(test())
+
+
+def test_a_worker_is_known_by_its_address_however_its_url_is_written():
+    async def test():
+        data = {"server": {"port": 0}, "worker_api": API, "instances": []}
+        for name, url in (("a", "http://127.0.0.1/a"), ("b", "http://localhost:9")):
+            data["instances"].append({"name": name, "role": "aggregated", "url": url})
+        async with running(data) as (_, client):
+            for url in ("http://127.0.0.1:80/a/", "http://LOCALHOST:9"):
+                status, text = await call(client, "POST", "/add_worker", url=url)
+                assert status == 400 and "already" in json.loads(text)["error"]["message"]
+            for url in ("http://127.0.0.1:99999", "http://[::1"):
+                assert (await call(client, "POST", "/remove_worker", url=url))[0] == 400
+            assert len(await listed(client)) == 2
+            assert (await call(client, "POST", "/remove_worker", url="http://127.0.0.1:80/a/"))[0] == 200
+            assert await listed(client) == ["http://localhost:9"]
+            assert (await call(client, "POST", "/remove_worker", url="http://LOCALHOST:9"))[0] == 200
+            assert await listed(client) == []
 
     run(test())
 

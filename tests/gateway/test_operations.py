@@ -457,6 +457,18 @@ def test_promtool_accepts_the_metrics():
     assert b"error while linting" not in complaints and b"no help text" not in complaints, complaints
 
 
+def test_a_port_in_use_is_one_plain_line():
+    async def check():
+        async with StandIn() as engine, gateway([engine]) as (front, _):
+            port = int(front.url.rpartition(":")[2])
+            line = f"^cannot listen on 127.0.0.1:{port}: address already in use$"
+            with pytest.raises(ConfigError, match=line):
+                async with gateway([engine], server={"port": port}):
+                    pass
+
+    run(check())
+
+
 def test_a_worker_that_is_nested_too_deeply_is_refused():
     async def check():
         async with StandIn() as engine, gateway([engine], admin={"port": 0}) as (front, client):

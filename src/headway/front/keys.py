@@ -27,6 +27,7 @@ from headway.core.complaints import complaint
 from headway.core.errors import ConfigError
 from headway.front.config import Spec
 from headway.front.errors import Refusal, overloaded
+from headway.front.requests import PRIORITY_HEADER
 from headway.front.token_bucket import TokenBucket
 
 __all__ = ["CLIENT_NAME", "Client", "ClientKeySpec", "ClientKeys", "KeyTable", "read_keys_file"]
@@ -34,8 +35,6 @@ __all__ = ["CLIENT_NAME", "Client", "ClientKeySpec", "ClientKeys", "KeyTable", "
 #: Name of the key of the request that this task serves; empty where no key is checked. Logs and metrics read
 #: it.
 CLIENT_NAME: ContextVar[str] = ContextVar("client_name", default="")
-
-PRIORITY_HEADER = "x-priority"
 
 _T = TypeVar("_T")
 

@@ -1,7 +1,9 @@
 """Accepts clients' connections on one address, ends those on which nothing comes, and stops kindly."""
 
 import asyncio
+import os
 import resource
+import socket
 import ssl
 import sys
 from collections.abc import Callable
@@ -75,7 +77,7 @@ class Listener:
                 ssl_handshake_timeout=None if tls is None else self.header_timeout_s,
             )
         except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+            raise ConfigError(f"cannot listen on {host}:{port}: {_reason(error)}") from None
         self._sweep()
         bound = self._server.sockets[0].getsockname()[1]
         return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
@@ -112,3 +114,10 @@ class Listener:
         for connection in [c for c in self.connections if c.deadline_s < now and c.idle]:
             connection.expire()
         self._sweeper = self._loop.call_later(min(1.0, self.header_timeout_s / 4), self._sweep)
+
+
+def _reason(error: OSError) -> str:
+    """Return why an address cannot be bound, without asyncio's words around it."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno).lower()

@@ -24,6 +24,7 @@ from headway.front.request_fields import Fields, Steering, is_given, refuse_stee
 
 __all__ = [
     "GENERATIONS",
+    "PRIORITY_HEADER",
     "Call",
     "check_passed_on",
     "plain_path",

@@ -63,7 +63,7 @@ class Worker:
         self.models: dict[str, ModelCard] = {}
         self.asked_for_models = False
         self.models_asked_s = -math.inf
-        self.load_doubt = ""  # how its metrics contradict the configured ranks, as logged
+        self.load_doubts: set[str] = set()  # how its metrics contradict the configured ranks, as logged
         self.puzzles: set[type[Exception]] = set()  # what went wrong with it that should not have
         self._hello: InstanceUp | None = None
         self._base = 0

@@ -63,6 +63,8 @@ BEGIN_AT_ONCE = 16
 #: How often a drained worker is looked at to see whether its last request is over.
 DRAIN_LOOK_S = 0.05
 
+#: Contradictions between an engine's metrics and its configured ranks that are logged, each once.
+MOST_DOUBTS = 16
 #: Engines that are asked for their models at the same time, after a client named an unknown one.
 ASKED_AT_ONCE = 64
 
@@ -629,10 +631,9 @@ class Workers:
             return
         if problem is not None or worker.told is None:
             return
-        if load.doubt != worker.load_doubt:
-            worker.load_doubt = load.doubt
-            if load.doubt:
-                log.warning("engine's ranks", extra={"instance": worker.name, "reason": load.doubt})
+        if load.doubt and load.doubt not in worker.load_doubts and len(worker.load_doubts) < MOST_DOUBTS:
+            worker.load_doubts.add(load.doubt)
+            log.warning("engine's ranks", extra={"instance": worker.name, "reason": load.doubt})
         blocks = worker.up_event().kv_blocks
         usage = load.kv_usage
         self._tell(

@@ -6,6 +6,7 @@ framework cancels the handler when its client goes; that withdraws the request w
 
 import asyncio
 import math
+import os
 import random
 import time
 import uuid
@@ -92,7 +93,9 @@ class Server:
             try:
                 await web.TCPSite(runner, host, port, backlog=4096).start()
             except OSError as error:
-                raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+                known = error.errno is not None and error.errno > 0
+                reason = os.strerror(error.errno or 0).lower() if known else error.strerror
+                raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None
             taken.append(runner.addresses[0][1])
         self.port = taken[0]
         return taken

@@ -17,6 +17,9 @@ from collections import defaultdict
 
 __all__ = ["Carriers"]
 
+#: Claims of one connection on requests of another that are kept for the proof.
+MOST_CLAIMS = 10_000
+
 
 class Carriers:
     """The connections of Envoys and the keys of the requests each carries."""
@@ -58,7 +61,9 @@ class Carriers:
             return False
         if peer == carrier or peer in self._speakers.get(carrier, ()):
             return True
-        self._claims[peer, carrier].add(key)
+        claims = self._claims[peer, carrier]
+        if len(claims) < MOST_CLAIMS:
+            claims.add(key)
         return False
 
     def broke(self, peer: str, now: float) -> None:
@@ -97,6 +102,10 @@ class Carriers:
         self._forget(peer)
 
     def _discard(self, peer: str, key: str) -> None:
+        for claim in [claim for claim in self._claims if claim[1] == peer]:
+            self._claims[claim].discard(key)
+            if not self._claims[claim]:
+                del self._claims[claim]
         keys = self._keys.get(peer)
         if keys is not None:
             keys.discard(key)

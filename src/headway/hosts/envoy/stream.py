@@ -29,6 +29,7 @@ from headway.core.request import Slo
 from headway.front.body_reader import BodyReader
 from headway.front.errors import Refusal, bad_request
 from headway.front.lengths import Lengths
+from headway.front.request_ids import given_request_id
 from headway.front.requests import (
     GENERATIONS,
     Call,
@@ -52,7 +53,6 @@ OBJECTIVE_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objecti
 #: A flow's id is the client's text, and kept while it is held.
 MOST_FLOW = 128
 
-_SOUND_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _ENDPOINT = re.compile(r"(\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
 _PHASES = {"prefill": Role.PREFILL, "decode": Role.DECODE}
 
@@ -357,8 +357,7 @@ class _Stream:
         return self._config.objectives.get(name or "", ObjectiveSpec())
 
     def _request_id(self, headers: Mapping[str, str]) -> str:
-        given = headers.get("x-request-id")
-        return given if given is not None and _SOUND_ID.fullmatch(given) else self._name()
+        return given_request_id(headers) or self._name()
 
     # Its answer
 

@@ -3,7 +3,8 @@
 The policy schedules prompts and their tokens, of which the gateway learns nothing here; the engine with the
 fewest requests is taken. For the rest these requests are like the others: they count against the bounds, a
 drain waits for them, and an engine's silence ends them. They are sent once, because the gateway does not
-know whether it is safe to repeat them.
+know whether it is safe to repeat them. The one exception is a reused connection that turns out to be closed
+before any byte of an answer: then they are sent once more on a new one (`front/transport.py`).
 """
 
 import asyncio

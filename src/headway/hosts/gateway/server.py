@@ -5,7 +5,6 @@ to `Broadcast`. What concerns the gateway itself is in `OwnPages`.
 """
 
 import asyncio
-import re
 import secrets
 from collections.abc import Sequence
 from itertools import count
@@ -20,6 +19,7 @@ from headway.front.lease import Elector
 from headway.front.logs import AccessLog
 from headway.front.metrics import Metrics
 from headway.front.protocol import ClientSink, HttpRequest, HttpResponse, Routes, refused
+from headway.front.request_ids import given_request_id
 from headway.front.requests import Call, read_targets
 from headway.front.workers import Workers
 from headway.hosts.gateway.broadcast import Broadcast
@@ -38,7 +38,6 @@ __all__ = ["PublicSide"]
 _KEYLESS = frozenset(
     ("/health", "/liveness", "/ready", "/readiness", "/health_generate", "/ping", "/metrics")
 )
-_SOUND_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class PublicSide:
@@ -213,10 +212,7 @@ class PublicSide:
         return body
 
     def _request_id(self, request: HttpRequest) -> str:
-        given = request.headers.get("x-request-id")
-        if given is not None and _SOUND_ID.fullmatch(given):
-            return given
-        return f"req-{self._boot}-{next(self._numbers)}"
+        return given_request_id(request.headers) or f"req-{self._boot}-{next(self._numbers)}"
 
     # The rest
 

@@ -1,7 +1,7 @@
 """Adding and removing engines by URL on the public side, as `vllm-router` has it; off unless configured.
 
 POST /add_worker?url=URL[&role=prefill|decode][&bootstrap_port=N]     "Successfully added worker: URL"
-POST /remove_worker?url=URL        drains it first; a URL nobody knows is removed already
+POST /remove_worker?url=URL        drains it first; 200 for an unknown URL too, which the text says
 GET  /list_workers                 {"urls": [URL, …]}, URL@RANK where an engine has several ranks
 GET  /workers                      {"workers": [{"url", "model_id", "worker_type", "is_healthy", "load"}, …]}
 GET  /get_loads                    {"workers": [{"worker": URL, "load": requests under way}, …]}
@@ -12,12 +12,12 @@ its own.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from headway.core.errors import ConfigError
 from headway.core.events import Role
 from headway.front.access import Gate
+from headway.front.addresses import address_of
 from headway.front.config import InstanceSpec, parse_instance
 from headway.front.errors import Refusal, bad_request
 from headway.front.protocol import Handler, HttpRequest, HttpResponse, Routes, json_answer, refused
@@ -78,7 +78,7 @@ class WorkerApi:
 
     async def _add(self, request: HttpRequest) -> HttpResponse:
         url = _url(request)
-        if any(self._at(url)):
+        if self._at(url):
             raise bad_request(f"There is a worker at {url[:200]} already.", param="url", code="bad_worker")
         worker = await self._workers.add(self._instance(url, request))
         await self._check_started(worker)
@@ -109,7 +109,10 @@ class WorkerApi:
 
     async def _remove(self, request: HttpRequest) -> HttpResponse:
         url = _url(request)
-        for worker in self._at(url):
+        workers = self._at(url)
+        if not workers:
+            return _text(f"There is no worker at {url[:200]}: nothing was removed.")
+        for worker in workers:
             await self._workers.remove(worker.name, timeout_s=self._config.server.drain_timeout_s)
         return _text(f"Successfully removed worker: {url[:200]}")
 
@@ -126,8 +129,10 @@ class WorkerApi:
         loads = [{"worker": each.spec.url, "load": len(each.legs)} for each in self._workers]
         return json_answer({"workers": loads})
 
-    def _at(self, url: str) -> Iterator[Worker]:
-        return (worker for worker in self._workers if worker.spec.url == url)
+    def _at(self, url: str) -> list[Worker]:
+        """Return the engine that listens at a URL, however that is written, or none."""
+        address = address_of(url)
+        return [each for each in self._workers if address in map(address_of, each.spec.urls())]
 
 
 def _text(said: str) -> HttpResponse:
@@ -155,4 +160,8 @@ def _url(request: HttpRequest) -> str:
     url = re.sub(r"@\d+$", "", request.query.get("url", "")).rstrip("/")
     if not url:
         raise bad_request("Say which: ?url=http://HOST:PORT.", param="url")
+    try:
+        address_of(url)
+    except ValueError:
+        raise bad_request(f"{url[:200]} is no URL: http://HOST:PORT.", param="url") from None
     return url
