@@ -90,7 +90,6 @@ def test_a_client_that_goes_leaves_nothing_for_the_cycle_collector(stage):
 
     async def check():
         async with StandIn() as engine, gateway([engine], limits=limits) as (front, _):
-            gc.collect()
             others = [each for each in gc.get_objects() if isinstance(each, KEPT)]  # of tests that failed
             before = frozenset(map(id, others))
             gc.disable()
@@ -109,6 +108,7 @@ def test_a_client_that_goes_leaves_nothing_for_the_cycle_collector(stage):
                 engine.go.set()
                 engine.more.set()
 
+    gc.collect()  # what other tests left, whose finalizers may take long
     run(check())
 
 
