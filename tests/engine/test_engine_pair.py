@@ -65,8 +65,21 @@ def test_the_model_knows_the_capital_of_france(pair):
     run(test())
 
 
-# Two that are late whatever is done, two with much time, which then sit out: both servers get of both kinds.
-TARGETS = [{"slo_ttft_ms": 1, "slo_tpot_ms": 1}, {"slo_ttft_ms": 60_000, "slo_tpot_ms": 5_000}]
+#: A first token that is late whatever is done, and a time per token that a long prompt in one step would break.
+TARGETS = {"slo_ttft_ms": 1, "slo_tpot_ms": 500}
+#: Tokens of that prompt: it takes seconds to compute.
+LONG = 900
+
+
+async def send_a_long_prompt(server):
+    """Have a server compute a long prompt while it decodes."""
+
+    async def decodes():
+        return sum((await metric(server, "vllm:num_requests_running")).values()) > 0
+
+    async with talking_to(server.url, MODEL) as engine:
+        await until(decodes)
+        await engine.complete(numbers(700, LONG), 1)
 
 
 async def steered(pair):
@@ -86,11 +99,10 @@ def test_answers_are_token_for_token_those_of_the_engine(pair, shape, stream, st
                 await engine.complete(numbers(500, 20), 24)
         before = await steered(pair)
         async with door(getattr(pair, shape), MODEL) as front:
-            asked = [
-                front.client.chat(text, stream=stream, vllm_xargs=TARGETS[n // 2 % 2])
-                for n, text in enumerate(QUESTIONS)
-            ]
+            asked = [front.client.chat(text, stream=stream, vllm_xargs=TARGETS) for text in QUESTIONS]
+            beside = [asyncio.create_task(send_a_long_prompt(server)) for server in pair.servers]
             answers = await asyncio.gather(*asked)
+            await asyncio.gather(*beside)
             assert [answer.ids for answer in answers] == [stock_answers[text] for text in QUESTIONS]
             assert [len(answer.ids) for answer in answers] == [a.usage["completion_tokens"] for a in answers]
 
