@@ -65,7 +65,7 @@ def test_the_model_knows_the_capital_of_france(pair):
     run(test())
 
 
-#: A first token that is late whatever is done, and a time per token that a long prompt in one step would break.
+#: A first token that is late whatever is done, and a time per token that a long prompt would break.
 TARGETS = {"slo_ttft_ms": 1, "slo_tpot_ms": 500}
 #: Tokens of that prompt: it takes seconds to compute.
 LONG = 900
